@@ -1,0 +1,1 @@
+"""Pipeline-parallel inference for large language models."""

@@ -1,0 +1,54 @@
+"""Everything ppinfer raises on purpose.
+
+    PPInferError
+    ├── ConfigError (ValueError)        a setting is unknown, out of range, or contradicts another
+    ├── RequestError (ValueError)       a prompt or its sampling parameters cannot be served
+    ├── CheckpointError                 a model's files are missing, damaged, or disagree with its config
+    │   └── UnknownArchitectureError    no policy is registered for the model's architecture
+    ├── CapacityError                   the model or one request does not fit in the memory given
+    ├── StageError                      a stage process failed, died, or did not answer in time
+    └── EngineClosedError               the engine was used after ``close()``
+
+A message names what was wrong, what was expected, and what to do; it never needs the traceback.
+"""
+
+from __future__ import annotations
+
+
+class PPInferError(Exception):
+    """Base of every exception that ppinfer raises on purpose."""
+
+
+class ConfigError(PPInferError, ValueError):
+    """A setting is unknown, out of range, or contradicts another."""
+
+
+class RequestError(PPInferError, ValueError):
+    """A prompt or its sampling parameters cannot be served."""
+
+
+class CheckpointError(PPInferError):
+    """A model's files are missing, damaged, or disagree with its config."""
+
+
+class UnknownArchitectureError(CheckpointError):
+    """No policy is registered for the model's architecture."""
+
+
+class CapacityError(PPInferError):
+    """The model or one request does not fit in the memory given."""
+
+
+class StageError(PPInferError):
+    """A stage process failed, died, or did not answer in time.
+
+    ``stage`` is the stage's number from 0, or ``None`` where no single stage is to blame.
+    """
+
+    def __init__(self, message: str, stage: int | None = None) -> None:
+        super().__init__(message)
+        self.stage = stage
+
+
+class EngineClosedError(PPInferError):
+    """The engine was used after ``close()``."""

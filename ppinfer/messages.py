@@ -1,0 +1,226 @@
+"""What driver and stages say to each other.
+
+Every message is a msgspec struct, sent as MessagePack with its tag first; arrays, not maps, so a
+field may be appended with a default but never moved. Nothing here is ever pickled.
+
+    driver -> stage   StageSetup, CacheSetup, StepPlan, StatsRequest, Shutdown
+    stage -> driver   StageReady, StageLoaded, CacheReady, StepResult, StageStats, StageFailure
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from ppinfer.sampling import SamplingParams
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Base of everything that travels on a control channel."""
+
+
+# ---------------------------------------------------------------- set-up
+
+
+class TensorEntry(msgspec.Struct, frozen=True, array_like=True):
+    """Where one tensor of a checkpoint lies, found by the driver so that no stage parses a header.
+
+    ``dtype`` is ``F32``, ``F16``, ``BF16`` or a GGUF type such as ``Q4_1``; ``shape`` is row-major
+    (outputs first for a matrix). ``rope_heads`` > 0 says that the rows of each of that many heads
+    are interleaved as GGUF stores q and k of the Llama family, and must be put back.
+    """
+
+    name: str
+    file: int
+    offset: int
+    num_bytes: int
+    dtype: str
+    shape: tuple[int, ...]
+    rope_heads: int = 0
+
+
+class StageTensors(msgspec.Struct, frozen=True, array_like=True):
+    """The tensors of one stage, by canonical name (see ``models/policy.py``).
+
+    A file named ``memfd:N`` is the descriptor N that the stage inherited. No files and no entries
+    with ``dummy`` set means: make them up from the config.
+    """
+
+    files: tuple[str, ...]
+    entries: tuple[TensorEntry, ...]
+    dummy: bool = False
+
+
+class StageSetup(Message):
+    """All a stage needs to take its place; sent once, before any plan."""
+
+    stage: int
+    num_stages: int
+    first_layer: int
+    last_layer: int  # exclusive
+    model: bytes  # models.config.ModelConfig as MessagePack
+    tensors: StageTensors
+    dtype: str
+    comm: str
+    generation: int
+    store: str  # "file:PATH" or "tcp:HOST:PORT"
+    address: str  # the address that data sockets bind to
+    block_size: int
+    recv_ahead: int
+    timeout: float  # seconds
+
+
+class StageReady(Message):
+    """The process is up: torch is imported and the device is known."""
+
+    pid: int
+    device: str
+    free_bytes: int
+    seconds: float  # from the start of the process
+
+
+class StageLoaded(Message):
+    """Weights are in place and the links to the neighbours stand."""
+
+    stage: int
+    weight_bytes: int
+    peak_rss_bytes: int  # over the whole load
+    free_bytes: int
+    block_bytes: int  # one KV block on this stage, all its layers
+    load_seconds: float
+    connect_seconds: float
+    notes: tuple[str, ...] = ()
+
+
+class CacheSetup(Message):
+    num_blocks: int
+
+
+class CacheReady(Message):
+    stage: int
+
+
+# ---------------------------------------------------------------- steps
+
+
+class NewSequence(msgspec.Struct, frozen=True, array_like=True):
+    """A sequence's immutable part, sent once with its first step.
+
+    ``history`` holds the prompt's tokens where penalties need them, and is empty otherwise.
+    """
+
+    seq_id: int
+    prompt_len: int
+    params: SamplingParams
+    stop_ids: tuple[int, ...] = ()
+    history: tuple[int, ...] = ()
+
+
+class SequenceStep(msgspec.Struct, frozen=True, array_like=True):
+    """Some tokens of one sequence: a prompt, a chunk of one, or a single decoded token.
+
+    ``tokens[i]`` stands at position ``start + i``; ``new_blocks`` are appended to the sequence's
+    block table before the step; ``sample`` asks for the token after the last one.
+    """
+
+    seq_id: int
+    start: int
+    tokens: list[int]
+    new_blocks: list[int]
+    sample: bool
+
+
+class StepPlan(Message):
+    """One step of one micro-batch, the same for every stage.
+
+    ``ended`` names sequences whose state a stage may forget, before anything else is done.
+    ``step_id`` counts from 0 without gaps.
+    """
+
+    step_id: int
+    slot: int
+    ended: list[int]
+    new: list[NewSequence]
+    steps: list[SequenceStep]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(step.tokens) for step in self.steps)
+
+
+class SampledToken(msgspec.Struct, frozen=True, array_like=True):
+    """``top_ids`` and ``top_logprobs`` are parallel, likeliest first, where they were asked for."""
+
+    seq_id: int
+    token: int
+    logprob: float | None = None
+    top_ids: list[int] = []
+    top_logprobs: list[float] = []
+
+
+class StepResult(Message):
+    """What the last stage drew in one step, in the plan's order."""
+
+    step_id: int
+    tokens: list[SampledToken]
+
+
+# ---------------------------------------------------------------- accounting and end
+
+
+class StatsRequest(Message):
+    pass
+
+
+class StageStats(Message):
+    """Seconds since the cache was set up; the parts sum to ``wall``."""
+
+    stage: int
+    steps: int
+    tokens: int
+    wall: float
+    compute: float
+    sample: float
+    wait_plan: float
+    wait_input: float
+    send: float
+    other: float
+    bytes_sent: int
+    rss_bytes: int
+
+
+class StageFailure(Message):
+    """The stage cannot go on. ``kind`` names an exception of ``ppinfer.errors``."""
+
+    stage: int
+    kind: str
+    message: str
+
+
+class Shutdown(Message):
+    pass
+
+
+ToStage: TypeAlias = StageSetup | CacheSetup | StepPlan | StatsRequest | Shutdown
+ToDriver: TypeAlias = (
+    StageReady | StageLoaded | CacheReady | StepResult | StageStats | StageFailure
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_to_stage = msgspec.msgpack.Decoder(ToStage)
+_to_driver = msgspec.msgpack.Decoder(ToDriver)
+
+
+def encode(message: Message) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_to_stage(data: bytes | bytearray | memoryview) -> ToStage:
+    """Raises ``msgspec.DecodeError`` where the bytes are no message of the driver."""
+    return _to_stage.decode(data)
+
+
+def decode_to_driver(data: bytes | bytearray | memoryview) -> ToDriver:
+    """Raises ``msgspec.DecodeError`` where the bytes are no message of a stage."""
+    return _to_driver.decode(data)
