@@ -61,22 +61,36 @@ class StageSetup(Message):
     last_layer: int  # exclusive
     model: bytes  # models.config.ModelConfig as MessagePack
     tensors: StageTensors
-    dtype: str
+    dtype: str  # the arithmetic: fp32, bf16 or fp16
+    device: str
     comm: str
     generation: int
-    store: str  # "file:PATH" or "tcp:HOST:PORT"
-    address: str  # the address that data sockets bind to
+    store: str  # "inherited" (a descriptor the launcher passed) or "tcp:HOST:PORT/PREFIX"
     block_size: int
     recv_ahead: int
+    send_depth: int  # sends that may be under way before the oldest is awaited
     timeout: float  # seconds
 
 
-class StageReady(Message):
-    """The process is up: torch is imported and the device is known."""
+class DeviceInfo(msgspec.Struct, frozen=True, array_like=True):
+    """A device that a stage could use. ``free_bytes`` is its share where stages share a host.
 
-    pid: int
-    device: str
+    ``dtypes`` are those of ``config.DTYPES`` that it computes in or, as fp16 on a CPU, stands in for.
+    """
+
+    name: str  # as torch names it: "cpu", "cuda:1"
+    description: str
     free_bytes: int
+    dtypes: tuple[str, ...]
+
+
+class StageReady(Message):
+    """The process is up and torch is imported; ``devices`` lists the CPU first."""
+
+    stage: int
+    pid: int
+    version: str
+    devices: tuple[DeviceInfo, ...]
     seconds: float  # from the start of the process
 
 
@@ -185,17 +199,20 @@ class StageStats(Message):
     wait_plan: float
     wait_input: float
     send: float
-    other: float
     bytes_sent: int
     rss_bytes: int
 
 
 class StageFailure(Message):
-    """The stage cannot go on. ``kind`` names an exception of ``ppinfer.errors``."""
+    """The stage cannot go on. ``kind`` names an exception of ``ppinfer.errors``.
+
+    ``blamed`` is the stage at fault: often a neighbour that this one waited for in vain.
+    """
 
     stage: int
     kind: str
     message: str
+    blamed: int
 
 
 class Shutdown(Message):

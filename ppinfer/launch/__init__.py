@@ -1,0 +1,1 @@
+"""Starting stage processes, and nothing else."""

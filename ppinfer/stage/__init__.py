@@ -1,0 +1,1 @@
+"""One pipeline stage: its KV cache, its step, its sampler, its process."""

@@ -1,0 +1,85 @@
+"""Control channels: frames of MessagePack over a connected stream socket.
+
+On one host the socket is one of an inherited pair, so nothing listens, and end-of-file tells each
+side of the other's death. A frame is a 4-byte little-endian length and that many bytes; anything
+longer than ``MAX_FRAME`` is refused before it is read.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+
+MAX_FRAME = 1 << 28
+_LENGTH = struct.Struct("<I")
+_CHUNK = 1 << 16
+
+
+class ChannelClosedError(ConnectionError):
+    """The other side is gone, or sent what is no frame."""
+
+
+class Channel:
+    """One end of a control channel. ``send`` may be called from any thread, reading from one."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(True)
+        self._socket = sock
+        self._buffer = bytearray()
+        self._send_lock = threading.Lock()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(self, data: bytes) -> None:
+        """Raises ``ChannelClosedError`` where the other side is gone."""
+        if len(data) > MAX_FRAME:
+            raise ValueError(f"a control frame of {len(data)} bytes is over the limit")
+        try:
+            with self._send_lock:
+                self._socket.sendall(_LENGTH.pack(len(data)) + data)
+        except OSError as error:
+            raise ChannelClosedError(str(error)) from error
+
+    def receive(self) -> bytes:
+        """Block until a frame is here. Raises ``ChannelClosedError`` at the end."""
+        while (frame := self._take()) is None:
+            self._fill()
+        return frame
+
+    def receive_ready(self) -> list[bytes]:
+        """Read once from a socket known to be readable; every frame that is complete by then.
+
+        Raises ``ChannelClosedError`` at the end, after all whole frames were returned.
+        """
+        self._fill()
+        frames = []
+        while (frame := self._take()) is not None:
+            frames.append(frame)
+        return frames
+
+    def _fill(self) -> None:
+        try:
+            data = self._socket.recv(_CHUNK)
+        except OSError as error:
+            raise ChannelClosedError(str(error)) from error
+        if not data:
+            raise ChannelClosedError("end of file")
+        self._buffer += data
+
+    def _take(self) -> bytes | None:
+        if len(self._buffer) < _LENGTH.size:
+            return None
+        (length,) = _LENGTH.unpack_from(self._buffer)
+        if length > MAX_FRAME:
+            raise ChannelClosedError(f"a frame of {length} bytes is over the limit")
+        end = _LENGTH.size + length
+        if len(self._buffer) < end:
+            return None
+        frame = bytes(self._buffer[_LENGTH.size : end])
+        del self._buffer[:end]
+        return frame
+
+    def close(self) -> None:
+        self._socket.close()

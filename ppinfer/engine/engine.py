@@ -1,0 +1,275 @@
+"""``PPInferEngine``: a pipeline of stage processes behind a handful of methods."""
+
+from __future__ import annotations
+
+import queue
+import weakref
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ppinfer.config import EngineConfig
+from ppinfer.engine.build import Progress, build_pipeline
+from ppinfer.engine.detokenizer import Detokenizer
+from ppinfer.engine.driver import Driver
+from ppinfer.engine.live import LiveRequest, Sink
+from ppinfer.engine.prompts import RequestFactory, as_list, pair_params, rows_of_batches
+from ppinfer.engine.report import EngineReport
+from ppinfer.engine.source import ModelSource
+from ppinfer.engine.stream import Stream
+from ppinfer.engine.supervisor import Launcher, Supervisor
+from ppinfer.errors import RequestError
+from ppinfer.launch import torchrun
+from ppinfer.launch.local import LocalLauncher
+from ppinfer.request import Prompt, RequestDelta, RequestOutput, TokenLogprobs
+from ppinfer.sampling import SamplingParams
+from ppinfer.schedule.block_pool import BlockPool
+from ppinfer.schedule.generate import GenerateSchedule
+from ppinfer.schedule.micro_batch import MicroBatchManager
+
+if TYPE_CHECKING:
+    from ppinfer.engine.tokenizer import Tokenizer
+
+
+class PPInferEngine:
+    """Runs a model as a pipeline of stages, one process and device each.
+
+    Args:
+        model: a local folder, a ``.gguf`` file, a hub id, ``"demo"``, or a Hugging Face model
+            object.
+        model_policy: how the architecture is cut and mapped; by default looked up by the
+            checkpoint's ``architectures``.
+        tokenizer: a folder with ``tokenizer.json``, where the model brings none.
+        progress: called with (event, done, total) while the pipeline comes up.
+        settings: see ``EngineConfig``; an unknown one is an error.
+
+    Use it as a context manager, or call ``close()``: no process and no socket stays behind. The
+    methods may be called from several threads.
+
+    Under ``torchrun`` every rank makes the same engine: rank 0 drives and returns results, the
+    others serve their stage, and their calls return nothing once rank 0 has closed.
+
+    Raises:
+        PPInferError: what stands in the way, in one sentence; see ``ppinfer.errors``.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        model_policy: Any = None,
+        tokenizer: Any = None,
+        progress: Progress | None = None,
+        **settings: Any,
+    ) -> None:
+        rank = torchrun.current_rank()
+        if rank is not None:
+            settings.setdefault("pp_size", rank.world_size)
+        self.config = EngineConfig.from_settings(settings)
+        self._follower: torchrun.Follower | None = None
+        launcher: Launcher = LocalLauncher(self.config.pp_size)
+        if rank is not None:
+            torchrun.check_size(rank, self.config)
+        source = ModelSource(model, model_policy, tokenizer, self.config.load_format)
+        try:
+            if rank is not None and rank.rank > 0:
+                self._follower = torchrun.Follower(rank, self.config, source.model_fd)
+                self._finalizer = weakref.finalize(self, self._follower.close)
+                return
+            if rank is not None:
+                launcher = torchrun.TorchrunLauncher(rank, self.config)
+            self._start(Supervisor(launcher), source, progress or _no_progress)
+        finally:
+            source.close()
+
+    def _start(self, supervisor: Supervisor, source: ModelSource, progress: Progress) -> None:
+        try:
+            pipeline = build_pipeline(supervisor, source, self.config, progress)
+        except BaseException:
+            supervisor.close()
+            raise
+        self.stage_pids = supervisor.pids
+        """Process ids of the stages; ``None`` for one on another host."""
+        self.startup_seconds = pipeline.startup_seconds
+        """Seconds of each part of the start-up."""
+        self.notes = pipeline.notes
+        """What was decided otherwise than asked for, each a sentence."""
+        self.dtype = pipeline.dtype
+        """The arithmetic in force."""
+        self._tokenizer = pipeline.tokenizer
+        self._requests = RequestFactory(
+            pipeline.tokenizer,
+            vocab_size=pipeline.config.vocab_size,
+            max_model_len=pipeline.max_model_len,
+            eos_token_ids=pipeline.eos_token_ids,
+        )
+        manager = MicroBatchManager(
+            self.config.micro_batches,
+            self.config.micro_batch_size,
+            BlockPool(pipeline.num_blocks, self.config.block_size),
+            self.config.prefix_caching,
+        )
+        self._driver = Driver(
+            supervisor,
+            manager,
+            GenerateSchedule(manager, self.config.max_prefill_tokens),
+            pipeline.layouts,
+            timeout=self.config.timeout,
+        )
+        self._driver.start()
+        # The driver knows nothing of the engine, so an engine that is dropped can be collected,
+        # and takes its stages along; so does the end of the program.
+        self._finalizer = weakref.finalize(self, self._driver.close)
+
+    # ------------------------------------------------------------ results
+
+    def inference(self, batches: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+        """Greedy continuation of tokenizer batches, ``new_length`` ids a row, whatever they are.
+
+        Args:
+            batches: each with ``input_ids`` and ``attention_mask`` of shape (rows, tokens), padded
+                on either side.
+
+        Returns:
+            New token ids, one list a row, in the order of batches and rows.
+        """
+        if self._follower is not None:
+            self._follower.join()
+            return []
+        length = self.config.new_length
+        params = SamplingParams(max_tokens=length, ignore_eos=True)
+        rows = rows_of_batches(batches)
+        for row in rows:
+            self._requests.require_room(row, length)
+        return [output.token_ids for output in self.generate(rows, params)] if rows else []
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        progress: Progress | None = None,
+    ) -> list[RequestOutput]:
+        """Continue one prompt or several, each text, token ids or chat messages.
+
+        Args:
+            params: for all prompts, or one for each; greedy by default.
+            progress: called with ("generate", finished prompts, prompts).
+
+        Returns:
+            One result a prompt, in input order, also for a single prompt.
+
+        Raises:
+            RequestError: a prompt cannot be served; nothing was computed then.
+            CapacityError: a prompt can never fit in the KV cache.
+            StageError: a stage failed.
+            EngineClosedError: the engine was closed.
+        """
+        if self._follower is not None:
+            self._follower.join()
+            return []
+        requests, texts = self._make_requests(prompts, params)
+        report = progress or _no_progress
+        report("generate", 0, len(requests))
+        parts: list[list[RequestDelta]] = [[] for _ in requests]
+        finished = 0
+        with self._submit(requests) as stream:
+            for delta in stream:
+                parts[delta.index].append(delta)
+                if delta.finish_reason is not None:
+                    finished += 1
+                    report("generate", finished, len(requests))
+        return [
+            _join(live, text, deltas)
+            for live, text, deltas in zip(requests, texts, parts, strict=True)
+        ]
+
+    def stream(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> Stream:
+        """Like ``generate``, but an iterator of ``RequestDelta`` as tokens come, of all prompts mixed.
+
+        Work begins at once and does not wait for the reader. Closing the iterator aborts the rest.
+        """
+        if self._follower is not None:
+            self._follower.join()
+            return Stream.empty()
+        return self._submit(self._make_requests(prompts, params)[0])
+
+    def report(self) -> EngineReport:
+        """Figures of the run under way, or else of the last one."""
+        self._driver.check()
+        return self._driver.report()
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's tokenizer, where it has one."""
+        return self._tokenizer
+
+    # ------------------------------------------------------------ end
+
+    def close(self) -> None:
+        """End every stage process. Requests under way end with ``EngineClosedError``."""
+        self._finalizer()
+
+    def __enter__(self) -> PPInferEngine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # ------------------------------------------------------------ inside
+
+    def _make_requests(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+    ) -> tuple[list[LiveRequest], list[str | None]]:
+        """All requests of a call; every prompt is checked before the first one is submitted."""
+        listed = as_list(prompts)
+        sink: Sink = queue.SimpleQueue()
+        requests, texts = [], []
+        for index, (prompt, chosen) in enumerate(
+            zip(listed, pair_params(params, len(listed)), strict=True)
+        ):
+            text, ids = self._requests.encode(prompt)
+            if chosen.stop and self._tokenizer is None:
+                raise RequestError("Stop strings need a tokenizer, and this engine has none.")
+            decoder = (
+                Detokenizer(self._tokenizer, chosen.stop) if self._tokenizer is not None else None
+            )
+            requests.append(LiveRequest(self._requests.make(ids, chosen), index, sink, decoder))
+            texts.append(text)
+        return requests, texts
+
+    def _submit(self, requests: list[LiveRequest]) -> Stream:
+        if not requests:
+            return Stream.empty()
+        return Stream(self._driver, requests[0].sink, requests)
+
+
+def _join(live: LiveRequest, prompt: str | None, deltas: list[RequestDelta]) -> RequestOutput:
+    reason = deltas[-1].finish_reason
+    assert reason is not None
+    logprobs: list[TokenLogprobs] | None = None
+    if live.request.params.logprobs is not None:
+        logprobs = [entry for delta in deltas for entry in delta.logprobs or ()]
+    return RequestOutput(
+        index=live.index,
+        prompt=prompt,
+        prompt_token_ids=list(live.request.prompt_token_ids),
+        text="".join(delta.text for delta in deltas),
+        token_ids=[token for delta in deltas for token in delta.token_ids],
+        finish_reason=reason,
+        logprobs=logprobs,
+    )
+
+
+def _no_progress(event: str, done: float, total: float) -> None:
+    pass

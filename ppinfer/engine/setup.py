@@ -1,0 +1,106 @@
+"""Decisions between the stages' first report and their first plan: pure functions of what is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ppinfer.config import EngineConfig
+from ppinfer.errors import CapacityError, ConfigError
+from ppinfer.messages import DeviceInfo, StageLoaded, StageReady
+from ppinfer.models.config import ModelConfig
+from ppinfer.schedule.partition import LayerCosts
+
+_CPU_SHARE, _GPU_SHARE = 0.5, 0.9
+"""Part of a device's free memory that the KV cache may take unless it is told how much."""
+
+
+def choose_devices(ready: Sequence[StageReady], wanted: str) -> list[DeviceInfo]:
+    """Each stage's device: GPUs where every stage has one, unless ``wanted`` says otherwise.
+
+    Raises:
+        ConfigError: CUDA is wanted and a stage has no GPU.
+    """
+    gpus = [stage.devices[1] for stage in ready if len(stage.devices) > 1]
+    if wanted == "cuda" and len(gpus) < len(ready):
+        raise ConfigError(
+            f'device="cuda" needs a GPU for each of the {len(ready)} stages, but {len(gpus)} were '
+            'found; lower pp_size, or use device="cpu".'
+        )
+    if wanted != "cpu" and len(gpus) == len(ready):
+        return gpus
+    return [stage.devices[0] for stage in ready]
+
+
+def choose_dtype(
+    wanted: str, checkpoint: str, devices: Sequence[DeviceInfo]
+) -> tuple[str, str | None]:
+    """The arithmetic of all stages, and a note where it is not what was asked for.
+
+    ``auto`` takes the checkpoint's type where every device has it, else fp32. fp16 on a CPU is
+    computed in fp32: processors without native fp16 are ten times slower in it.
+
+    Raises:
+        ConfigError: a device cannot compute in the wanted type.
+    """
+    name = checkpoint if wanted == "auto" else wanted
+    lacking = [device for device in devices if name not in device.dtypes]
+    if lacking and wanted == "auto":
+        return "fp32", f"{name} is not native to {lacking[0].description}; computing in fp32."
+    if lacking:
+        raise ConfigError(
+            f"dtype {name} is not something {lacking[0].name} ({lacking[0].description}) can "
+            f"compute in; use one of {', '.join(lacking[0].dtypes)}."
+        )
+    if name == "fp16" and any(device.name == "cpu" for device in devices):
+        return "fp32", "fp16 on a CPU is stored and computed in fp32."
+    return name, None
+
+
+def count_blocks(
+    loaded: Sequence[StageLoaded],
+    devices: Sequence[DeviceInfo],
+    config: EngineConfig,
+    max_model_len: int,
+) -> int:
+    """KV blocks of the pool: every stage can hold them, so the poorest decides.
+
+    Without ``kv_cache_memory`` the pool is as large as all slots can ever use, if that is free.
+
+    Raises:
+        CapacityError: not even one block fits.
+    """
+    budgets = []
+    for stage, device in zip(loaded, devices, strict=True):
+        share = _CPU_SHARE if device.name == "cpu" else _GPU_SHARE
+        budgets.append(config.kv_cache_memory or int(stage.free_bytes * share))
+    counts = [
+        budget // stage.block_bytes for budget, stage in zip(budgets, loaded, strict=True)
+    ]
+    poorest = min(range(len(counts)), key=counts.__getitem__)
+    if counts[poorest] < 1:
+        raise CapacityError(
+            f"Stage {poorest} has {budgets[poorest]:,} bytes for its KV cache, but one block of "
+            f"{config.block_size} tokens takes {loaded[poorest].block_bytes:,}; raise "
+            "kv_cache_memory, or use more stages."
+        )
+    if config.kv_cache_memory is not None:
+        return counts[poorest]
+    slots = config.micro_batches * config.micro_batch_size
+    return min(counts[poorest], slots * -(-max_model_len // config.block_size))
+
+
+def layer_costs(model: ModelConfig, dtype: str) -> LayerCosts:
+    """What the parts of a model cost a step, estimated from its shapes.
+
+    Cost is the number of weights that a token's step reads: all of a layer's and of the head's, of
+    the embedding one row. Bytes are those of the weights.
+    """
+    itemsize = 4 if dtype == "fp32" else 2
+    return LayerCosts(
+        layers=(float(model.layer_parameters),) * model.num_layers,
+        embed=float(model.hidden_size),
+        head=float(model.head_parameters),
+        layer_bytes=(model.layer_parameters * itemsize,) * model.num_layers,
+        embed_bytes=model.embedding_parameters * itemsize,
+        head_bytes=model.head_parameters * itemsize,
+    )

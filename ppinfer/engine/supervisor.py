@@ -1,0 +1,230 @@
+"""Speaks with all stage processes: start, hand-shake, messages, and a clean end however it comes."""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+import time
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from ppinfer import errors
+from ppinfer.comm.control import ChannelClosedError
+from ppinfer.errors import PPInferError, StageError
+from ppinfer.launch.process import StageProcess
+from ppinfer.messages import Message, Shutdown, StageFailure, ToDriver, decode_to_driver, encode
+
+_MessageT = TypeVar("_MessageT", bound=Message)
+
+_SHUTDOWN_SECONDS = 5.0
+_BLAME_SECONDS = 1.0
+"""How long the first sign of trouble waits for the stage that caused it to be known."""
+
+
+class Launcher(Protocol):
+    """Starts stage processes, on this host or on several.
+
+    ``store`` tells the stages where they find each other.
+    """
+
+    store: str
+
+    def launch(self, *, threads: int | None, model_fd: int | None) -> list[StageProcess]: ...
+
+    def close(self) -> None: ...
+
+
+class Supervisor:
+    """The driver's side of every control channel. One thread at a time may call it.
+
+    ``wake`` may be called from any thread to end a ``poll`` early.
+    """
+
+    def __init__(self, launcher: Launcher) -> None:
+        self._launcher = launcher
+        self._selector = selectors.DefaultSelector()
+        self._waker, self._woken = socket.socketpair()
+        self._woken.setblocking(False)
+        self._selector.register(self._woken, selectors.EVENT_READ, None)
+        self._stages: list[StageProcess] = []
+        self._phase = "starting"
+        self._closed = False
+
+    @property
+    def store(self) -> str:
+        return self._launcher.store
+
+    @property
+    def pids(self) -> list[int | None]:
+        """Process ids of the stages that run on this host."""
+        return [stage.pid for stage in self._stages]
+
+    def start(self, *, threads: int | None, model_fd: int | None) -> None:
+        self._stages = self._launcher.launch(threads=threads, model_fd=model_fd)
+        for stage in self._stages:
+            self._selector.register(stage.channel, selectors.EVENT_READ, stage)
+
+    def wake(self) -> None:
+        with contextlib.suppress(OSError):
+            self._waker.send(b"\0")
+
+    # ------------------------------------------------------------ messages
+
+    def send(self, stage: int, message: Message) -> None:
+        """Raises ``StageError`` where the stage is gone."""
+        try:
+            self._stages[stage].channel.send(encode(message))
+        except ChannelClosedError:
+            raise self._explain(ended=self._stages[stage]) from None
+
+    def broadcast(self, message: Message) -> None:
+        """The same message to every stage, encoded once."""
+        data = encode(message)
+        for stage in self._stages:
+            try:
+                stage.channel.send(data)
+            except ChannelClosedError:
+                raise self._explain(ended=stage) from None
+
+    def poll(self, timeout: float | None) -> list[ToDriver]:
+        """Messages that came within ``timeout`` seconds, at once if there are any.
+
+        Raises:
+            StageError: a stage ended or broke the protocol; the exception that a stage reports is
+                raised as its own type.
+        """
+        messages: list[ToDriver] = []
+        for stage in self._readable(timeout):
+            try:
+                for frame in stage.channel.receive_ready():
+                    message = decode_to_driver(frame)
+                    if isinstance(message, StageFailure):
+                        raise self._explain(failure=message)
+                    messages.append(message)
+            except ChannelClosedError:
+                raise self._explain(ended=stage) from None
+            except msgspec.DecodeError as error:
+                raise StageError(
+                    f"Stage {stage.stage} sent a message that could not be read: {error}",
+                    stage=stage.stage,
+                ) from None
+        return messages
+
+    def gather(
+        self,
+        kind: type[_MessageT],
+        timeout: float,
+        phase: str,
+        on_message: Callable[[_MessageT], None] | None = None,
+    ) -> list[_MessageT]:
+        """One message of ``kind`` from every stage, in stage order.
+
+        Raises:
+            StageError: a stage failed, or did not answer within ``timeout`` seconds; it is named.
+        """
+        self._phase = phase
+        deadline = time.monotonic() + timeout
+        found: dict[int, _MessageT] = {}
+        while len(found) < len(self._stages):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                missing = [s.stage for s in self._stages if s.stage not in found]
+                raise StageError(
+                    f"Stage {missing[0]} did not answer within {timeout:g} s while {phase}.",
+                    stage=missing[0],
+                )
+            for message in self.poll(left):
+                assert isinstance(message, kind), f"{type(message).__name__} while {phase}"
+                found[message.stage] = message  # type: ignore[attr-defined]
+                if on_message is not None:
+                    on_message(message)
+        self._phase = "running"
+        return [found[stage.stage] for stage in self._stages]
+
+    def _readable(self, timeout: float | None) -> list[StageProcess]:
+        ready = []
+        for key, _ in self._selector.select(timeout):
+            if key.data is None:
+                with contextlib.suppress(BlockingIOError):
+                    while self._woken.recv(4096):
+                        pass
+            else:
+                ready.append(key.data)
+        return ready
+
+    # ------------------------------------------------------------ trouble
+
+    def _explain(
+        self, *, ended: StageProcess | None = None, failure: StageFailure | None = None
+    ) -> PPInferError:
+        """The exception that names the stage at fault.
+
+        When a stage dies its neighbours complain too, often first. So a complaint about another
+        stage waits a moment for that stage's own end or words.
+        """
+        failures = {} if failure is None else {failure.stage: failure}
+        gone = [] if ended is None else [ended]
+        deadline = time.monotonic() + _BLAME_SECONDS
+        while not gone and all(f.blamed != f.stage for f in failures.values()):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            self._listen(left, failures, gone)
+        if gone:  # a stage that has something to say says it before its channel closes
+            self._listen(0.0, failures, [])
+        own = [f for f in failures.values() if f.blamed == f.stage]
+        silent = [stage for stage in gone if stage.stage not in failures]
+        if own:
+            return _as_exception(own[0])
+        if silent:
+            stage = silent[0]
+            pid = "" if stage.pid is None else f" (process {stage.pid})"
+            return StageError(
+                f"Stage {stage.stage}{pid} died while {self._phase}: {stage.describe_end()}.",
+                stage=stage.stage,
+            )
+        return _as_exception(next(iter(failures.values())))
+
+    def _listen(
+        self, timeout: float, failures: dict[int, StageFailure], gone: list[StageProcess]
+    ) -> None:
+        for stage in self._readable(timeout):
+            try:
+                for frame in stage.channel.receive_ready():
+                    message = decode_to_driver(frame)
+                    if isinstance(message, StageFailure):
+                        failures[stage.stage] = message
+            except (ChannelClosedError, msgspec.DecodeError):
+                self._selector.unregister(stage.channel)
+                gone.append(stage)
+
+    # ------------------------------------------------------------ end
+
+    def close(self) -> None:
+        """End every stage: politely, then by force. Leaves no process and no descriptor behind."""
+        if self._closed:
+            return
+        self._closed = True
+        for stage in self._stages:
+            with contextlib.suppress(ChannelClosedError):
+                stage.channel.send(encode(Shutdown()))
+        deadline = time.monotonic() + _SHUTDOWN_SECONDS
+        for stage in self._stages:
+            if not stage.wait(deadline - time.monotonic()):
+                stage.kill()
+            stage.channel.close()
+        self._selector.close()
+        self._waker.close()
+        self._woken.close()
+        self._launcher.close()
+
+
+def _as_exception(failure: StageFailure) -> PPInferError:
+    kind = getattr(errors, failure.kind, StageError)
+    if issubclass(kind, StageError):
+        return StageError(failure.message, stage=failure.blamed)
+    assert issubclass(kind, PPInferError)
+    return kind(failure.message)

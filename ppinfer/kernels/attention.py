@@ -1,0 +1,111 @@
+"""Attention over the paged KV cache in plain PyTorch, with one arithmetic for every kind of step.
+
+A row of the result depends on its own sequence alone, bit for bit: not on who shares the batch, nor
+on whether its token came in a prompt, in a chunk of one, or alone. ``AttentionBatch`` (in
+``paged_batch.py``) says which matrices meet; everything here happens on matrices of one fixed shape:
+
+- a tile is 8 query rows of one sequence and one KV head: tokens times the query heads that share it;
+- a split is 128 positions of a sequence's context, from a multiple of 128 on;
+- for each (tile, split) pair: scores (8, 128), their maximum, powers of two, sums, and the product
+  with V, each a matrix product of fixed shape or a reduction of fixed length;
+- a tile's splits are added up in ascending order.
+
+Masked positions have a score of minus infinity and contribute exact zeros, so it changes nothing
+how far a tile's pairs reach past what one of its rows may see. That needs finite values in the
+whole cache: it starts as zeros, and a block's unwritten rest is cleared with its first token.
+
+Legend: T tokens, H query heads, K KV heads, D head size, N blocks, B tokens a block, t tiles,
+p pairs, R rows a tile, S positions a split.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ppinfer.kernels.elementwise import exp2_
+from ppinfer.kernels.paged_batch import ROWS, SPLIT, AttentionBatch, TileGroup
+
+__all__ = ["AttentionBatch", "paged_attention", "write_kv"]
+
+_LOG2_E = 1.4426950408889634
+
+
+def write_kv(k_tkd: Tensor, v_tkd: Tensor, cache: tuple[Tensor, Tensor], b: AttentionBatch) -> None:
+    """Store the keys and values of the batch's tokens; both pools are ``(N, K, B, D)``."""
+    for new, pool in zip((k_tkd, v_tkd), cache, strict=True):
+        if b.fresh_blocks is not None:
+            # Masked positions are multiplied by zero, which only finite values survive: what an
+            # earlier owner of the block left there must not reach this sequence.
+            pool.index_fill_(0, b.fresh_blocks, 0.0)
+        head_dim = new.shape[-1]
+        pool.view(-1, head_dim).index_copy_(0, b.slots, new.reshape(-1, head_dim))
+
+
+def paged_attention(
+    q_thd: Tensor, cache: tuple[Tensor, Tensor], batch: AttentionBatch, window: int | None = None
+) -> Tensor:
+    """Causal attention of the batch's tokens over their sequences' caches; ``(T, H, D)``.
+
+    ``write_kv`` has stored the batch's own keys and values. ``window`` is how many positions back
+    a token sees, itself included. Computed in fp32; the result has the dtype of ``q_thd``.
+    """
+    tokens, heads, dim = q_thd.shape
+    plan = batch.tiles(window)
+    scale = dim**-0.5 * _LOG2_E  # powers of two instead of e: see elementwise.exp2_
+    rows = q_thd.reshape(tokens * heads, dim).index_select(0, plan.query_rows).float().mul_(scale)
+    q = rows.view(-1, batch.num_kv_heads, ROWS, dim)
+    if len(plan.groups) == 1:
+        out = _attend(q, cache, plan.groups[0])
+    else:
+        out = torch.empty_like(q)
+        for group in plan.groups:
+            part = slice(group.first_tile, group.first_tile + group.num_tiles)
+            out[part] = _attend(q[part], cache, group)
+    flat = out.view(-1, dim).index_select(0, plan.result_rows)
+    return flat.to(q_thd.dtype).view(tokens, heads, dim)
+
+
+def _attend(q_tkrd: Tensor, cache: tuple[Tensor, Tensor], group: TileGroup) -> Tensor:
+    """``(t, K, R, D)`` of scaled queries to the same shape of results."""
+    _, heads, _, dim = q_tkrd.shape
+    num_pairs = group.rounds[-1][1]
+    scores = torch.empty((num_pairs * heads, ROWS, SPLIT), device=q_tkrd.device)
+    q_pairs = q_tkrd if group.tile_of_pair is None else q_tkrd.index_select(0, group.tile_of_pair)
+    q_pairs = q_pairs.view(-1, ROWS, dim)
+    for piece in group.pieces:
+        keys = _gather(cache[0], piece.block_rows, piece.split_of_matrix, dim)
+        part = slice(piece.first_pair * heads, piece.last_pair * heads)
+        torch.bmm(q_pairs[part], keys.transpose(1, 2), out=scores[part])
+    s = scores.view(num_pairs, heads, ROWS, SPLIT)
+    for first, last, mask in group.masks:
+        s[first:last].add_(mask)
+    peaks = s.amax(-1, keepdim=True)
+    # rounds[j] holds the j-th split of every tile that has one: a prefix of the tiles.
+    peak = peaks[: group.num_tiles]
+    for first, last in group.rounds[1:]:
+        torch.maximum(peak[: last - first], peaks[first:last], out=peak[: last - first])
+    for first, last in group.rounds:
+        s[first:last].sub_(peak[: last - first])
+    exp2_(scores)
+    sums = s.sum(-1, keepdim=True)
+    products = torch.empty_like(q_pairs)
+    for piece in group.pieces:
+        values = _gather(cache[1], piece.block_rows, piece.split_of_matrix, dim)
+        part = slice(piece.first_pair * heads, piece.last_pair * heads)
+        torch.bmm(scores[part], values, out=products[part])
+    products = products.view(num_pairs, heads, ROWS, dim)
+    total, out = sums[: group.num_tiles], products[: group.num_tiles]
+    for first, last in group.rounds[1:]:
+        total[: last - first].add_(sums[first:last])
+        out[: last - first].add_(products[first:last])
+    return out.div_(total)
+
+
+def _gather(pool: Tensor, block_rows: Tensor, split_of_matrix: Tensor | None, dim: int) -> Tensor:
+    """Splits of keys or values as fp32 ``(pairs * K, S, D)``, out of blocks ``(N, K, B, D)``."""
+    blocks = pool.view(-1, pool.shape[2] * dim).index_select(0, block_rows)
+    splits = blocks.view(-1, SPLIT * dim).float()
+    if split_of_matrix is not None:
+        splits = splits.index_select(0, split_of_matrix)
+    return splits.view(-1, SPLIT, dim)

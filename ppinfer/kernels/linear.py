@@ -1,0 +1,61 @@
+"""A linear layer whose output rows depend on their own input row alone, bit for bit.
+
+``Linear`` owns its storage behind one seam. On a CPU the weight is reordered once for oneDNN, whose
+result for a row does not change with the number of rows as long as there are at least two: a single
+row takes another code path inside oneDNN, so it is padded to two. Elsewhere it is ``F.linear``,
+which promises nothing of the kind (MKL and cuBLAS pick kernels by shape).
+
+Shapes: T rows, I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+class Linear:
+    """``x_ti @ weight_oi.T + bias_o``, stored as suits the device.
+
+    Takes the weight over: while it is being reordered both copies exist, so a caller that wants
+    memory to stay low drops its own reference and loads its largest weights first.
+
+    Attributes:
+        nbytes: bytes resident for weight and bias, with the padding that reordering adds.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.out_features, self.in_features = weight.shape
+        self._packed = can_pack(weight.dtype, weight.device)
+        self._bias = bias
+        if self._packed:
+            self._weight = torch.ops.mkldnn._reorder_linear_weight(weight)
+            size = int(torch.ops.mkldnn._nbytes(self._weight))
+        else:
+            self._weight = weight
+            size = weight.nbytes
+        self.nbytes = size + (0 if bias is None else bias.nbytes)
+
+    def __call__(self, x_ti: Tensor) -> Tensor:
+        """``(T, I)`` to ``(T, O)`` in the weight's dtype."""
+        if not self._packed:
+            return functional.linear(x_ti, self._weight, self._bias)
+        if x_ti.shape[0] == 1:
+            return self._pointwise(torch.cat((x_ti, x_ti)))[:1]
+        return self._pointwise(x_ti)
+
+    def _pointwise(self, x_ti: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(
+            x_ti, self._weight, self._bias, "none", [], ""
+        )
+        return out
+
+
+def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether oneDNN has reordered linears for this dtype on this device."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32

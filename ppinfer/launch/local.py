@@ -1,0 +1,46 @@
+"""All stages on this host, started by the engine itself. Nothing listens but the data links."""
+
+from __future__ import annotations
+
+import os
+
+from ppinfer.launch.process import StageProcess, default_threads, spawn_stage
+
+
+class LocalLauncher:
+    """Starts ``num_stages`` processes that find each other through an inherited in-memory store."""
+
+    store = "inherited"
+
+    def __init__(self, num_stages: int) -> None:
+        self._num_stages = num_stages
+        self._store_fd: int | None = None
+
+    def launch(self, *, threads: int | None, model_fd: int | None) -> list[StageProcess]:
+        self._store_fd = os.memfd_create("ppinfer-store")
+        stages: list[StageProcess] = []
+        try:
+            for stage in range(self._num_stages):
+                stages.append(
+                    spawn_stage(
+                        stage,
+                        local_index=stage,
+                        local_size=self._num_stages,
+                        threads=threads or default_threads(self._num_stages),
+                        address="127.0.0.1",
+                        store_fd=self._store_fd,
+                        model_fd=model_fd,
+                    )
+                )
+        except BaseException:
+            for started in stages:
+                started.kill()
+                started.channel.close()
+            self.close()
+            raise
+        return stages
+
+    def close(self) -> None:
+        if self._store_fd is not None:
+            os.close(self._store_fd)
+            self._store_fd = None

@@ -1,0 +1,312 @@
+"""Every sequence, token and KV block id of the engine, and what each micro-batch holds.
+
+``MicroBatchManager`` is the books: requests wait in one queue, are admitted to a lasting
+micro-batch (a *slot*), get steps, and end. It decides when a sequence ends and whether one fits in
+memory. Which slot comes next, who joins it and how many tokens a step computes is the schedule's
+business (``generate.py``). Nothing here knows text, tensors or stages.
+
+Memory: a sequence is admitted only if the pool can hold it at its longest beside all others at
+theirs, so a running sequence never runs out and is never thrown out. Blocks are taken only as steps
+need them; until then they are promised, and count as free.
+
+Blocks are released as soon as a sequence ends, even if an abort leaves one of its steps in flight:
+every stage works through plans in order, so that step writes before the next owner does.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import islice
+from typing import NamedTuple
+
+from ppinfer.errors import CapacityError, StageError
+from ppinfer.messages import NewSequence, SampledToken, SequenceStep, StepPlan, StepResult
+from ppinfer.request import FinishReason, Request
+from ppinfer.schedule.block_pool import ROOT, BlockPool, hash_blocks
+from ppinfer.schedule.sequence import Sequence
+
+
+class MicroBatchState(Enum):
+    PREFILL = "prefill"  # some prompt is not computed yet
+    GENERATE = "generate"  # every sequence decodes
+    DONE = "done"  # no sequences
+
+
+@dataclass(slots=True, eq=False)
+class MicroBatch:
+    """A slot: sequences in the order of their arrival in it, and its step on the pipeline."""
+
+    index: int
+    sequences: list[Sequence] = field(default_factory=list)
+    in_flight: StepPlan | None = None
+
+    @property
+    def state(self) -> MicroBatchState:
+        if not self.sequences:
+            return MicroBatchState.DONE
+        if any(seq.is_prefilling for seq in self.sequences):
+            return MicroBatchState.PREFILL
+        return MicroBatchState.GENERATE
+
+
+class TokenUpdate(NamedTuple):
+    """A new token; ``finish_reason`` is set if the sequence ended with it."""
+
+    sampled: SampledToken
+    finish_reason: FinishReason | None
+
+    @property
+    def seq_id(self) -> int:
+        return self.sampled.seq_id
+
+
+class MicroBatchManager:
+    """The one owner of all sequences and their KV blocks; see the module.
+
+    Attributes:
+        slots: the micro-batches, by index.
+        micro_batch_size: most sequences that one slot holds.
+        pool: the KV blocks; ``pool.num_used`` are in use.
+    """
+
+    def __init__(
+        self,
+        num_micro_batches: int,
+        micro_batch_size: int,
+        pool: BlockPool,
+        prefix_caching: bool = True,
+    ) -> None:
+        assert num_micro_batches >= 1
+        assert micro_batch_size >= 1
+        self.slots = tuple(MicroBatch(index) for index in range(num_micro_batches))
+        self.micro_batch_size = micro_batch_size
+        self.pool = pool
+        self._prefix_caching = prefix_caching
+        self._sequences: dict[int, Sequence] = {}  # waiting and running
+        self._waiting: deque[Sequence] = deque()
+        self._in_flight: deque[MicroBatch] = deque()  # oldest step first
+        self._promised = 0  # blocks that running sequences may still take
+        self._ended: list[int] = []  # since the last plan
+        self._next_step = 0
+
+    @property
+    def has_unfinished(self) -> bool:
+        return bool(self._sequences)
+
+    @property
+    def num_unfinished(self) -> int:
+        """Sequences that wait or run."""
+        return len(self._sequences)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._sequences) - len(self._waiting)
+
+    @property
+    def num_in_flight(self) -> int:
+        """Steps whose results are still to come."""
+        return len(self._in_flight)
+
+    # ------------------------------------------------------------ queue and slots
+
+    def add(self, request: Request) -> None:
+        """Put a request at the end of the queue.
+
+        Raises:
+            CapacityError: it would not fit in the KV cache even alone.
+        """
+        prompt = request.prompt_token_ids
+        assert prompt, "a prompt has at least one token"
+        assert request.seq_id not in self._sequences, f"sequence {request.seq_id} exists already"
+        max_tokens = request.params.max_tokens
+        # The last token is drawn but never computed, so it needs no room.
+        max_blocks = self.pool.blocks_for(len(prompt) + max_tokens - 1)
+        if max_blocks > self.pool.num_blocks:
+            raise CapacityError(
+                f"A prompt of {len(prompt)} tokens with max_tokens {max_tokens} needs {max_blocks} "
+                f"KV cache blocks of {self.pool.block_size} tokens, but the whole cache has "
+                f"{self.pool.num_blocks}; shorten the prompt, lower max_tokens, or raise "
+                "kv_cache_memory."
+            )
+        seq = Sequence(request, max_blocks, list(prompt))
+        self._sequences[request.seq_id] = seq
+        self._waiting.append(seq)
+
+    def num_admissible(self, most: int) -> int:
+        """How many of the first waiting requests fit in memory together now, ``most`` at most.
+
+        At least one if the first fits. Of the others no cached prefix is looked up, so more of them
+        may fit than are counted.
+        """
+        room = self.pool.num_free - self._promised
+        count = 0
+        for seq in islice(self._waiting, most):
+            room -= seq.max_blocks
+            if room < 0:
+                break
+            count += 1
+        if count == 0 < min(most, len(self._waiting)):
+            count += self._fit(self._waiting[0]) is not None
+        return count
+
+    def admit(self, slot: MicroBatch) -> Sequence | None:
+        """Move the first waiting request into a slot, if one waits and fits in memory.
+
+        It starts behind the longest cached prefix of its prompt. The next plan must include it.
+        """
+        if not self._waiting or (prefix := self._fit(self._waiting[0])) is None:
+            return None
+        seq = self._waiting.popleft()
+        self.pool.share(prefix)
+        seq.blocks = prefix
+        seq.num_planned = seq.num_computed = len(prefix) * self.pool.block_size
+        seq.slot = slot.index
+        slot.sequences.append(seq)
+        self._promised += seq.max_blocks - len(prefix)
+        return seq
+
+    def move(self, source: MicroBatch, target: MicroBatch) -> None:
+        """Give the first sequence of one slot to another, between two of its steps."""
+        seq = source.sequences.pop(0)
+        assert not seq.in_flight
+        seq.slot = target.index
+        target.sequences.append(seq)
+
+    def finish(self, seq_id: int, reason: FinishReason) -> Sequence | None:
+        """End a sequence for a cause outside its tokens: a stop string, or the caller's wish.
+
+        Returns the sequence, or ``None`` if it has ended already. What its step in flight draws is
+        dropped at ``commit``.
+        """
+        seq = self._sequences.get(seq_id)
+        if seq is not None:
+            self._end(seq, reason)
+        return seq
+
+    # ------------------------------------------------------------ steps
+
+    def launch(self, slot: MicroBatch, work: Iterable[tuple[Sequence, int]]) -> StepPlan:
+        """Put a step of a slot in flight: for each sequence, that many of its unplanned tokens."""
+        assert slot.in_flight is None
+        block_size = self.pool.block_size
+        new: list[NewSequence] = []
+        steps: list[SequenceStep] = []
+        for seq, count in work:
+            tokens, blocks = seq.tokens, seq.blocks
+            start = seq.num_planned
+            end = start + count
+            assert start < end <= len(tokens)
+            new_blocks: list[int] = []
+            if end > len(blocks) * block_size:
+                new_blocks = self.pool.allocate(self.pool.blocks_for(end) - len(blocks))
+                blocks += new_blocks
+                self._promised -= len(new_blocks)
+            if not seq.announced:
+                seq.announced = True
+                new.append(seq.introduction())
+                new_blocks = blocks.copy()  # its shared prefix too
+            steps.append(
+                SequenceStep(
+                    seq.request.seq_id, start, tokens[start:end], new_blocks, end == len(tokens)
+                )
+            )
+            seq.num_planned = end
+        plan = StepPlan(self._next_step, slot.index, self._ended, new, steps)
+        self._next_step += 1
+        self._ended = []
+        slot.in_flight = plan
+        self._in_flight.append(slot)
+        return plan
+
+    def commit(self, result: StepResult) -> list[TokenUpdate]:
+        """Take in the oldest step's result: append tokens, end sequences, make blocks known.
+
+        Returns one update a new token, in the plan's order; sequences that ended meanwhile have
+        none.
+
+        Raises:
+            StageError: the result is not the oldest step's, or not for its sequences.
+        """
+        oldest = self._in_flight[0].in_flight if self._in_flight else None
+        if oldest is None or result.step_id != oldest.step_id:
+            due = "none is in flight" if oldest is None else f"{oldest.step_id} is due"
+            raise StageError(f"The last stage answered step {result.step_id}, but {due}.")
+        wanted = [step.seq_id for step in oldest.steps if step.sample]
+        drawn = [sampled.seq_id for sampled in result.tokens]
+        if drawn != wanted:
+            raise StageError(
+                f"The last stage answered step {result.step_id} with tokens of sequences {drawn}, "
+                f"but the plan asked for {wanted}."
+            )
+        self._in_flight.popleft().in_flight = None
+        updates: list[TokenUpdate] = []
+        tokens = iter(result.tokens)
+        for step in oldest.steps:
+            sampled = next(tokens) if step.sample else None
+            seq = self._sequences.get(step.seq_id)
+            if seq is None:
+                continue
+            before = seq.num_computed
+            seq.num_computed = before + len(step.tokens)
+            if self._prefix_caching:
+                self._register(seq, before)
+            if sampled is not None:
+                seq.tokens.append(sampled.token)
+                reason = seq.reason_to_end()
+                if reason is not None:
+                    self._end(seq, reason)
+                updates.append(TokenUpdate(sampled, reason))
+        return updates
+
+    # ------------------------------------------------------------ inside
+
+    def _fit(self, seq: Sequence) -> list[int] | None:
+        """Blocks of the cached prefix of a waiting sequence; ``None`` if it does not fit now.
+
+        The prefix leaves at least one token to compute, since there must be logits to draw from.
+        A block of it that is free will be free no longer, so only blocks in use save room.
+        """
+        prefix: list[int] = []
+        if self._prefix_caching:
+            num_blocks = (seq.prompt_len - 1) // self.pool.block_size
+            prefix = self.pool.lookup(self._hashes(seq, num_blocks)[:num_blocks])
+        needed = seq.max_blocks - len(prefix) + self.pool.num_free_among(prefix)
+        return prefix if needed <= self.pool.num_free - self._promised else None
+
+    def _hashes(self, seq: Sequence, num_blocks: int) -> list[bytes]:
+        """The sequence's block hashes, at least ``num_blocks`` of them; each is computed once."""
+        hashes = seq.block_hashes
+        if len(hashes) < num_blocks:
+            size = self.pool.block_size
+            tokens = seq.tokens[len(hashes) * size : num_blocks * size]
+            hashes += hash_blocks(tokens, size, hashes[-1] if hashes else ROOT)
+        return hashes
+
+    def _register(self, seq: Sequence, before: int) -> None:
+        """Make known the blocks that became full since ``before`` tokens were computed."""
+        first, last = before // self.pool.block_size, seq.num_computed // self.pool.block_size
+        if first < last:
+            hashes = self._hashes(seq, last)
+            for index in range(first, last):
+                self.pool.register(seq.blocks[index], hashes[index])
+
+    def _end(self, seq: Sequence, reason: FinishReason) -> None:
+        """Forget a sequence, at once and wherever it is; the next plan tells the stages."""
+        del self._sequences[seq.seq_id]
+        if seq.slot is None:
+            self._waiting.remove(seq)
+        else:
+            self.slots[seq.slot].sequences.remove(seq)
+            self._promised -= seq.max_blocks - len(seq.blocks)
+            self.pool.release(seq.blocks)
+            self._ended.append(seq.seq_id)
+        seq.blocks = []
+        seq.slot = None
+        seq.finish_reason = reason

@@ -1,0 +1,86 @@
+"""One request on its way through the schedule: its tokens, how far they are, and its KV blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ppinfer.messages import NewSequence
+from ppinfer.request import FinishReason, Request
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """State only; ``MicroBatchManager`` alone changes it.
+
+    Two counters follow the tokens: plans cover the first ``num_planned`` of them, and the last
+    stage has answered for the first ``num_computed``. They differ only while a step is in flight.
+
+    Attributes:
+        max_blocks: KV blocks it holds at its longest.
+        tokens: prompt, then output.
+        blocks: its KV block ids; block i holds the tokens from ``i * block_size`` on.
+        block_hashes: content hashes of its first blocks, as far as anyone asked.
+        slot: index of its micro-batch; ``None`` while it waits and after its end.
+        announced: whether a plan has introduced it to the stages.
+    """
+
+    request: Request
+    max_blocks: int
+    tokens: list[int]
+    num_planned: int = 0
+    num_computed: int = 0
+    blocks: list[int] = field(default_factory=list)
+    block_hashes: list[bytes] = field(default_factory=list)
+    slot: int | None = None
+    announced: bool = False
+    finish_reason: FinishReason | None = None
+
+    @property
+    def seq_id(self) -> int:
+        return self.request.seq_id
+
+    @property
+    def prompt_len(self) -> int:
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def num_output(self) -> int:
+        return len(self.tokens) - self.prompt_len
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        return self.tokens[self.prompt_len :]
+
+    @property
+    def num_unplanned(self) -> int:
+        """Known tokens that no plan covers yet: what is left of a prompt, or the last token."""
+        return len(self.tokens) - self.num_planned
+
+    @property
+    def is_prefilling(self) -> bool:
+        return self.num_computed < self.prompt_len
+
+    @property
+    def in_flight(self) -> bool:
+        return self.num_planned > self.num_computed
+
+    def introduction(self) -> NewSequence:
+        """What the stages are told of it once."""
+        request = self.request
+        history = request.prompt_token_ids if request.params.has_penalties else ()
+        stop_ids = tuple(sorted(request.stop_ids))
+        return NewSequence(request.seq_id, self.prompt_len, request.params, stop_ids, history)
+
+    def reason_to_end(self) -> FinishReason | None:
+        """Why it ends with its last token, if it does.
+
+        The sampler draws no stop token before ``min_tokens``; the same is asked for here.
+        """
+        request, num_output = self.request, self.num_output
+        if self.tokens[-1] in request.stop_ids and num_output >= request.params.min_tokens:
+            return "stop"
+        return "length" if num_output >= request.params.max_tokens else None

@@ -1,0 +1,119 @@
+"""The stage's endless loop: take a plan, take its input, compute, hand the outcome on.
+
+Receives are posted for the next few plans before the current one is computed, and sends are not
+awaited, so that data moves while the stage computes.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ppinfer.comm.links import Links
+from ppinfer.comm.stage_manager import PipelineStageManager
+from ppinfer.comm.transport import Receive
+from ppinfer.messages import Message, Shutdown, StatsRequest, StepPlan, StepResult, ToStage
+from ppinfer.stage.clock import Activity, StageClock
+from ppinfer.stage.device import resident_bytes
+from ppinfer.stage.runner import StageRunner
+
+
+@dataclass(slots=True)
+class _Pending:
+    message: ToStage
+    receive: Receive | None = None
+
+
+class StageLoop:
+    """Knows plans, links and the runner; ``inbox`` is filled by someone else, ``emit`` reports."""
+
+    def __init__(
+        self,
+        runner: StageRunner,
+        links: Links,
+        manager: PipelineStageManager,
+        inbox: queue.SimpleQueue[ToStage],
+        emit: Callable[[Message], None],
+        *,
+        hidden_size: int,
+        recv_ahead: int,
+    ) -> None:
+        self._runner = runner
+        self._links = links
+        self._manager = manager
+        self._inbox = inbox
+        self._emit = emit
+        self._hidden_size = hidden_size
+        self._recv_ahead = recv_ahead
+        self._pending: deque[_Pending] = deque()
+        self._clock = StageClock()
+
+    @torch.inference_mode()
+    def run(self) -> None:
+        """Return once told to shut down, when everything sent has left.
+
+        Raises:
+            StageError: a plan was refused, or a neighbour was lost.
+        """
+        while True:
+            pending = self._next()
+            message = pending.message
+            if isinstance(message, StepPlan):
+                self._step(message, pending.receive)
+            elif isinstance(message, StatsRequest):
+                self._emit(self._clock.stats(self._manager.stage, resident_bytes()))
+            elif isinstance(message, Shutdown):
+                break
+            else:
+                raise AssertionError(f"{type(message).__name__} came while running")
+        if self._links.outbox is not None:
+            self._links.outbox.flush()
+
+    def _next(self) -> _Pending:
+        """The oldest message, with receives posted for the plans that are here already."""
+        self._clock.enter(Activity.WAIT_PLAN)
+        if not self._pending:
+            self._pending.append(_Pending(self._inbox.get()))
+        while not self._inbox.empty():
+            self._pending.append(_Pending(self._inbox.get()))
+        if self._links.inbox is not None:
+            self._post_receives()
+        return self._pending.popleft()
+
+    def _post_receives(self) -> None:
+        assert self._links.inbox is not None
+        posted = 0
+        for pending in self._pending:
+            if posted == self._recv_ahead:
+                break
+            if isinstance(pending.message, StepPlan):
+                posted += 1
+                if pending.receive is None:
+                    shape = (pending.message.num_tokens, self._hidden_size)
+                    pending.receive = self._links.inbox.post(shape)
+
+    def _step(self, plan: StepPlan, receive: Receive | None) -> None:
+        clock = self._clock
+        clock.enter(Activity.COMPUTE)
+        step = self._runner.begin(plan)
+        hidden = None
+        if receive is not None:
+            clock.enter(Activity.WAIT_INPUT)
+            hidden = receive.wait()
+            clock.enter(Activity.COMPUTE)
+        hidden = self._runner.forward(step, hidden)
+        if self._links.outbox is not None:
+            clock.enter(Activity.SEND)
+            self._links.outbox.send(hidden)
+            clock.bytes_sent += hidden.nbytes
+        if self._manager.is_last:
+            clock.enter(Activity.SAMPLE)
+            tokens = self._runner.sample(step, hidden)
+            clock.enter(Activity.SEND)
+            self._emit(StepResult(plan.step_id, tokens))
+        clock.steps += 1
+        clock.tokens += plan.num_tokens

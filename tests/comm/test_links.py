@@ -1,0 +1,171 @@
+"""Every transport carries the same tensors, in order, posted late or early."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from ppinfer.comm.links import Links, choose_transport, open_links
+from ppinfer.comm.memory import MemoryLink
+from ppinfer.comm.stage_manager import PipelineStageManager
+from ppinfer.errors import StageError
+
+SHAPES = [(1, 8), (5, 8), (2, 8), (64, 8), (1, 8)]
+
+
+def in_threads(*jobs: Callable[[], object]) -> list[object]:
+    """Run jobs side by side, as stages would; the first exception is raised."""
+    results: list[object] = [None] * len(jobs)
+
+    def run(index: int) -> None:
+        try:
+            results[index] = jobs[index]()
+        except BaseException as error:
+            results[index] = error
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(jobs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
+
+
+def open_pipeline(
+    comm: str, store: Path, num_stages: int, dtype: torch.dtype = torch.float32, **options: object
+) -> list[Links]:
+    def opener(stage: int) -> Callable[[], Links]:
+        manager = PipelineStageManager(stage, num_stages, stage, stage + 1)
+        settings: dict[str, object] = {"generation": 0, "timeout": 20.0} | options
+        return lambda: open_links(
+            manager,
+            comm=comm,
+            store=f"file:{store}",
+            address="127.0.0.1",
+            dtype=dtype,
+            device=torch.device("cpu"),
+            send_depth=2,
+            **settings,  # type: ignore[arg-type]
+        )
+
+    return in_threads(*(opener(stage) for stage in range(num_stages)))  # type: ignore[return-value]
+
+
+@pytest.fixture(params=["memory", "p2p", "broadcast"])
+def link(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Links]:
+    """Both ends of one link: ``outbox`` of stage 0 and ``inbox`` of stage 1."""
+    if request.param == "memory":
+        memory = MemoryLink(torch.float32)
+        yield Links(inbox=memory, outbox=memory)
+        return
+    first, second = open_pipeline(request.param, tmp_path / "store", 2)
+    yield Links(inbox=second.inbox, outbox=first.outbox)
+    first.close()
+    second.close()
+
+
+def test_tensors_arrive_in_order_when_receives_are_posted_late(link: Links) -> None:
+    assert link.inbox is not None
+    assert link.outbox is not None
+    sent = [torch.randn(shape) for shape in SHAPES]
+
+    def send() -> None:
+        assert link.outbox is not None
+        for tensor in sent:
+            link.outbox.send(tensor)
+        link.outbox.flush()
+
+    def receive() -> list[torch.Tensor]:
+        assert link.inbox is not None
+        return [link.inbox.post(shape).wait() for shape in SHAPES]
+
+    _, received = in_threads(send, receive)
+    for ours, theirs in zip(sent, received, strict=True):  # type: ignore[call-overload]
+        assert torch.equal(ours, theirs)
+
+
+def test_receives_may_be_posted_before_anything_is_sent(link: Links) -> None:
+    assert link.inbox is not None
+    assert link.outbox is not None
+    posted = [link.inbox.post(shape) for shape in SHAPES[:3]]
+    sent = [torch.randn(shape) for shape in SHAPES[:3]]
+    for tensor in sent:
+        link.outbox.send(tensor)
+    for ours, receive in zip(sent, posted, strict=True):
+        assert torch.equal(ours, receive.wait())
+
+
+@pytest.mark.parametrize("comm", ["p2p", "broadcast"])
+@pytest.mark.parametrize("num_stages", [1, 3, 4])
+def test_a_chain_of_stages_joins_without_a_ring(
+    comm: str, num_stages: int, tmp_path: Path
+) -> None:
+    stages = open_pipeline(comm, tmp_path / "store", num_stages, torch.bfloat16)
+    assert stages[0].inbox is None
+    assert stages[-1].outbox is None
+    value = torch.arange(12, dtype=torch.bfloat16).view(3, 4)
+
+    def stage_job(stage: Links) -> Callable[[], torch.Tensor]:
+        def run() -> torch.Tensor:
+            hidden = value if stage.inbox is None else stage.inbox.post((3, 4)).wait()
+            if stage.outbox is not None:
+                stage.outbox.send(hidden + 1)
+                stage.outbox.flush()
+            return hidden
+
+        return run
+
+    results = in_threads(*(stage_job(stage) for stage in stages))
+    for index, hidden in enumerate(results):
+        assert torch.equal(hidden, value + index)  # type: ignore[arg-type]
+
+
+def test_a_new_generation_joins_on_the_same_store(tmp_path: Path) -> None:
+    for generation in range(3):
+        first, second = open_pipeline("p2p", tmp_path / "store", 2, generation=generation)
+        assert first.outbox is not None
+        assert second.inbox is not None
+        receive = second.inbox.post((1,))
+        first.outbox.send(torch.tensor([float(generation)]))
+        assert receive.wait().item() == generation
+        first.close()
+        second.close()
+
+
+def test_a_receive_names_the_stage_it_waited_for(tmp_path: Path) -> None:
+    first, second = open_pipeline("p2p", tmp_path / "store", 2, timeout=1.0)
+    assert second.inbox is not None
+    receive = second.inbox.post((4,))
+    with pytest.raises(StageError, match="stage 0") as caught:
+        receive.wait()
+    assert caught.value.stage == 0
+    first.close()
+
+
+def test_a_neighbour_that_never_comes_is_named(tmp_path: Path) -> None:
+    manager = PipelineStageManager(0, 2, 0, 1)
+    with pytest.raises(StageError, match="Stage 1 could not be reached") as caught:
+        open_links(
+            manager,
+            comm="p2p",
+            store=f"file:{tmp_path / 'store'}",
+            generation=0,
+            address="127.0.0.1",
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+            send_depth=2,
+            timeout=1.0,
+        )
+    assert caught.value.stage == 1
+
+
+def test_auto_keeps_the_original_rule() -> None:
+    assert [choose_transport("auto", n) for n in (1, 2, 3, 4)] == ["p2p"] * 2 + ["broadcast"] * 2
+    assert choose_transport("broadcast", 2) == "broadcast"

@@ -1,0 +1,338 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from fake_pipeline import VOCABULARY, FakePipeline, expected_output
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+
+from ppinfer.messages import SampledToken, StepResult
+from ppinfer.request import Request
+from ppinfer.sampling import SamplingParams
+from ppinfer.schedule.block_pool import BlockPool
+from ppinfer.schedule.generate import GenerateSchedule
+from ppinfer.schedule.micro_batch import MicroBatchManager
+
+
+class Rig:
+    """Manager, schedule and fake pipeline, driven as the engine's driver does."""
+
+    def __init__(
+        self,
+        *,
+        slots=2,
+        size=8,
+        stages=2,
+        num_blocks=512,
+        block_size=4,
+        max_prefill_tokens=512,
+        prefix_caching=True,
+    ) -> None:
+        self.pool = BlockPool(num_blocks, block_size)
+        self.manager = MicroBatchManager(slots, size, self.pool, prefix_caching)
+        self.schedule = GenerateSchedule(self.manager, max_prefill_tokens)
+        self.pipeline = FakePipeline(stages, block_size)
+        self.max_prefill_tokens = max_prefill_tokens
+        self.outputs: dict[int, list[int]] = {}
+        self.reasons: dict[int, str] = {}
+        self.prompt_lens: dict[int, int] = {}
+
+    def add(self, request: Request) -> None:
+        self.manager.add(request)
+        self.outputs[request.seq_id] = []
+        self.prompt_lens[request.seq_id] = len(request.prompt_token_ids)
+
+    def fill(self) -> None:
+        """Plan all that can be planned now."""
+        while (plan := self.schedule.next_plan()) is not None:
+            self.pipeline.submit(plan)
+            self._check_plan(plan)
+        for slot in self.manager.slots:
+            if slot.in_flight is None:
+                assert not slot.sequences, "a slot with work is left idle"
+                assert not self.manager.num_admissible(1), "a request waits beside an empty slot"
+        assert self.manager.num_in_flight <= len(self.manager.slots)
+
+    def tick(self) -> None:
+        result = self.pipeline.tick()
+        if result is not None:
+            for update in self.manager.commit(result):
+                self.outputs[update.seq_id].append(update.sampled.token)
+                if update.finish_reason is not None:
+                    self.reasons[update.seq_id] = update.finish_reason
+
+    def run(self, ticks: int = 10_000) -> None:
+        """To the end, which comes within ``ticks``."""
+        for _ in range(ticks):
+            self.fill()
+            if not self.manager.num_in_flight:
+                break
+            self.tick()
+        assert not self.manager.has_unfinished
+        assert self.pool.num_used == 0
+
+    def sizes(self) -> list[int]:
+        return [len(slot.sequences) for slot in self.manager.slots]
+
+    def _check_plan(self, plan) -> None:
+        sizes = self.sizes()
+        assert max(sizes) <= self.manager.micro_batch_size
+        total = sum(sizes) + self.manager.num_waiting
+        assert sizes[plan.slot] <= -(-total // len(sizes)), "no slot has more than its share"
+        if not self.manager.num_waiting:
+            assert sizes[plan.slot] - min(sizes) <= 1 or max(sizes) > sizes[plan.slot]
+        prompt_tokens = 0
+        for step in plan.steps:
+            is_prompt = step.start < self.prompt_lens[step.seq_id]
+            assert is_prompt or len(step.tokens) == 1
+            prompt_tokens += is_prompt * len(step.tokens)
+        assert prompt_tokens <= self.max_prefill_tokens
+
+
+def make_request(seq_id, prompt_len=5, max_tokens=4, stop_ids=(), **params):
+    prompt = tuple((seq_id * 31 + i) % VOCABULARY for i in range(prompt_len))
+    return Request(
+        seq_id, prompt, SamplingParams(max_tokens=max_tokens, **params), frozenset(stop_ids)
+    )
+
+
+# Few tokens, so that prompts begin alike and stop ids are drawn often.
+requests = st.builds(
+    lambda prompt, max_tokens, min_tokens, stop_ids, penalty: (
+        tuple(prompt),
+        SamplingParams(
+            max_tokens=max_tokens,
+            min_tokens=min(min_tokens, max_tokens),
+            presence_penalty=penalty,
+        ),
+        stop_ids,
+    ),
+    st.one_of(
+        st.lists(st.integers(0, 1), min_size=1, max_size=6),
+        st.integers(1, 40).map(lambda length: [0] * length),
+        st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=40),
+    ),
+    st.integers(1, 12),
+    st.integers(0, 6),
+    st.frozensets(st.integers(0, VOCABULARY - 1), max_size=2),
+    st.sampled_from([0.0, 0.5]),
+)
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=200)
+def test_every_request_gets_exactly_its_tokens_in_any_mix(data):
+    block_size = data.draw(st.sampled_from([1, 2, 4, 16]), "block size")
+    mix = data.draw(st.lists(requests, min_size=1, max_size=14), "requests")
+    longest = max(len(prompt) + params.max_tokens for prompt, params, _ in mix)
+    least_blocks = -(-longest // block_size)
+    rig = Rig(
+        slots=data.draw(st.sampled_from([1, 2, 3, 7]), "slots"),
+        size=data.draw(st.integers(1, 5), "micro-batch size"),
+        stages=data.draw(st.integers(1, 4), "stages"),
+        num_blocks=least_blocks + data.draw(st.sampled_from([0, 3, 30, 300]), "spare blocks"),
+        block_size=block_size,
+        max_prefill_tokens=data.draw(st.sampled_from([1, 3, 7, 16, 512]), "chunk"),
+        prefix_caching=data.draw(st.booleans(), "prefix caching"),
+    )
+    arrivals = sorted(data.draw(st.integers(0, 30), "arrival") for _ in mix)
+    aborts = {
+        seq_id: data.draw(st.integers(0, 60), "abort")
+        for seq_id in data.draw(st.frozensets(st.integers(0, len(mix) - 1), max_size=3), "aborted")
+    }
+    made = {
+        seq_id: Request(seq_id, prompt, params, stop_ids)
+        for seq_id, (prompt, params, stop_ids) in enumerate(mix)
+    }
+    for now in range(61):
+        for seq_id, request in made.items():
+            if arrivals[seq_id] == now:
+                rig.add(request)
+        for seq_id, when in aborts.items():
+            if when == now and rig.manager.finish(seq_id, "abort"):
+                rig.reasons[seq_id] = "abort"
+        rig.fill()
+        rig.tick()
+    rig.run()
+
+    for seq_id, request in made.items():
+        expected = expected_output(request)
+        if rig.reasons[seq_id] == "abort":
+            event("aborted")
+            assert rig.outputs[seq_id] == expected[: len(rig.outputs[seq_id])]
+        else:
+            event(rig.reasons[seq_id])
+            assert rig.outputs[seq_id] == expected
+            stopped = expected[-1] in request.stop_ids
+            assert rig.reasons[seq_id] == ("stop" if stopped else "length")
+    admitted = [new.seq_id for plan in rig.pipeline.plans for new in plan.new]
+    assert admitted == sorted(admitted), "first come, first served"
+
+
+@given(st.integers(1, 40), st.integers(1, 8), st.integers(1, 12), st.data())
+@settings(deadline=None, max_examples=100)
+def test_a_static_batch_is_balanced_to_within_one(count, slots, size, data):
+    rig = Rig(slots=slots, size=size, max_prefill_tokens=10_000)
+    lengths = data.draw(st.lists(st.integers(1, 20), min_size=count, max_size=count))
+    for seq_id, length in enumerate(lengths):
+        rig.add(make_request(seq_id, prompt_len=length))
+    rig.fill()
+    sizes = rig.sizes()
+    assert sum(sizes) == min(count, slots * size)
+    assert max(sizes) - min(sizes) <= 1
+    rig.run()
+
+
+def test_eight_requests_over_two_slots_are_four_and_four():
+    rig = Rig(slots=2, size=8)
+    for seq_id in range(8):
+        rig.add(make_request(seq_id))
+    first, second = rig.schedule.next_plan(), rig.schedule.next_plan()
+    assert [step.seq_id for step in first.steps] == [0, 1, 2, 3]
+    assert [step.seq_id for step in second.steps] == [4, 5, 6, 7]
+    assert (first.slot, second.slot) == (0, 1)
+    assert rig.schedule.next_plan() is None
+
+
+def test_one_request_needs_one_slot():
+    rig = Rig(slots=7, size=1)
+    rig.add(make_request(0))
+    rig.run()
+    assert {plan.slot for plan in rig.pipeline.plans} == {0}
+    assert len(rig.pipeline.plans) == 4
+
+
+def test_nothing_to_do():
+    assert Rig().schedule.next_plan() is None
+
+
+def test_slots_take_turns():
+    rig = Rig(slots=3, size=2, stages=3)
+    for seq_id in range(6):
+        rig.add(make_request(seq_id, max_tokens=5))
+    rig.run()
+    assert [plan.slot for plan in rig.pipeline.plans] == [0, 1, 2] * 5
+
+
+def test_prompts_share_the_budget_and_long_ones_go_in_chunks():
+    rig = Rig(slots=1, size=4, max_prefill_tokens=10, stages=1)
+    for seq_id, length in enumerate([4, 25, 3]):
+        rig.add(make_request(seq_id, prompt_len=length, max_tokens=9))
+    chunks = []
+    for _ in range(5):
+        rig.fill()
+        steps = rig.pipeline.plans[-1].steps
+        chunks.append([(step.seq_id, len(step.tokens), step.sample) for step in steps])
+        rig.tick()
+    assert chunks == [
+        [(0, 4, True), (1, 6, False)],
+        [(0, 1, True), (1, 10, False)],  # a decoding sequence never waits for a prompt
+        [(0, 1, True), (1, 9, True), (2, 1, False)],
+        [(0, 1, True), (1, 1, True), (2, 2, True)],
+        [(0, 1, True), (1, 1, True), (2, 1, True)],
+    ]
+    rig.run()
+
+
+def test_nobody_is_admitted_to_get_no_tokens():
+    rig = Rig(slots=1, size=4, max_prefill_tokens=8)
+    for seq_id in range(3):
+        rig.add(make_request(seq_id, prompt_len=8))
+    rig.fill()
+    assert (rig.manager.num_running, rig.manager.num_waiting) == (1, 2)
+
+
+def test_the_pipeline_does_not_drain_while_requests_wait():
+    rig = Rig(slots=4, size=2, stages=4, max_prefill_tokens=64)
+    for seq_id in range(60):
+        rig.add(make_request(seq_id, prompt_len=1 + seq_id % 9, max_tokens=1 + seq_id * 7 % 11))
+    while rig.manager.num_waiting:
+        rig.fill()
+        rig.tick()
+    assert rig.pipeline.idle_ticks == 0
+    rig.run()
+
+
+def test_slots_stay_equal_to_the_end():
+    rig = Rig(slots=2, size=8)
+    for seq_id in range(8):  # the first slot's sequences are the short ones
+        rig.add(make_request(seq_id, max_tokens=3 if seq_id < 4 else 12))
+    rig.run()
+    tail = [(plan.slot, len(plan.steps)) for plan in rig.pipeline.plans[-12:]]
+    assert tail == [(1, 2), (0, 2)] * 6 or tail == [(0, 2), (1, 2)] * 6
+
+
+def test_a_given_sequence_loses_no_turn_for_long():
+    rig = Rig(slots=3, size=8, stages=3)
+    for seq_id in range(24):
+        rig.add(make_request(seq_id, max_tokens=1 + seq_id))
+    rig.run()
+    last_step: dict[int, int] = {}
+    gaps: Counter[int] = Counter()
+    for plan in rig.pipeline.plans:
+        for step in plan.steps:
+            if step.seq_id in last_step:
+                gaps[plan.step_id - last_step[step.seq_id]] += 1
+            last_step[step.seq_id] = plan.step_id
+    assert max(gaps) <= 2 * 3
+    assert gaps[3] > 0.8 * gaps.total()
+
+
+def test_newcomers_fill_a_short_slot_before_anyone_moves():
+    rig = Rig(slots=2, size=4)
+    for seq_id in range(10):
+        rig.add(make_request(seq_id, max_tokens=2 if seq_id < 4 else 9))
+    slot_of: dict[int, set[int]] = {}
+    while rig.manager.num_waiting:
+        rig.fill()
+        rig.tick()
+    for plan in rig.pipeline.plans:
+        for step in plan.steps:
+            slot_of.setdefault(step.seq_id, set()).add(plan.slot)
+    assert all(len(slots) == 1 for slots in slot_of.values())
+    rig.run()
+
+
+def test_under_full_memory_slots_stay_equal_too():
+    rig = Rig(slots=2, size=8, num_blocks=12, block_size=4, prefix_caching=False)
+    for seq_id in range(30):  # two blocks each: six run at a time
+        rig.add(make_request(seq_id, prompt_len=4, max_tokens=2 + seq_id * 5 % 4))
+    rig.run()
+    for seq_id, output in rig.outputs.items():
+        assert len(output) == 2 + seq_id * 5 % 4
+
+
+@pytest.mark.parametrize("slots", [1, 2, 7])
+def test_requests_can_come_after_all_others_ended(slots):
+    rig = Rig(slots=slots, size=2, stages=3)
+    for seq_id in range(3):
+        rig.add(make_request(seq_id))
+        rig.run()
+    assert rig.outputs == {i: expected_output(make_request(i)) for i in range(3)}
+    assert [plan.step_id for plan in rig.pipeline.plans] == list(range(12))
+    assert [plan.ended for plan in rig.pipeline.plans if plan.new] == [[], [0], [1]]
+
+
+def test_planning_costs_nothing_per_token_of_the_past():
+    """Work that grew with the sequences' lengths would read their token lists; none may be read."""
+
+    class Untouchable(list):
+        def __iter__(self):
+            raise AssertionError("a whole token list was walked")
+
+        def __getitem__(self, index):
+            assert not isinstance(index, slice) or index.stop - index.start <= 16
+            return super().__getitem__(index)
+
+    rig = Rig(slots=1, size=1, num_blocks=64, block_size=16)
+    rig.add(make_request(0, prompt_len=100, max_tokens=50))
+    rig.fill()
+    (seq,) = rig.manager.slots[0].sequences
+    rig.tick()
+    rig.tick()
+    seq.tokens = Untouchable(seq.tokens)
+    while rig.manager.has_unfinished:
+        plan = rig.schedule.next_plan()
+        rig.manager.commit(StepResult(plan.step_id, [SampledToken(0, 1)]))
+    assert plan.step_id == 49
