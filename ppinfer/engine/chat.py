@@ -28,7 +28,7 @@ MAX_RENDERED_CHARS = 8_000_000
 MAX_RENDER_SECONDS = 2.0
 
 _TICK, _BOUNDED = "_ppinfer_tick", "_ppinfer_bounded"
-_MAX_EXPONENT = 64
+_MAX_BITS = 100_000
 
 
 class ChatTemplate:
@@ -150,20 +150,23 @@ class _Budget:
 
     def spend(self, chars: int) -> None:
         self._chars += chars
-        if self._chars > MAX_RENDERED_CHARS:
-            raise _too_much()
+        _check_size(self._chars, MAX_RENDERED_CHARS)
 
 
-def _too_much() -> RequestError:
-    return RequestError(
-        f"The model's chat template writes more than {MAX_RENDERED_CHARS:,} characters."
-    )
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise RequestError(
+            f"The model's chat template makes more than {MAX_RENDERED_CHARS:,} characters, or a "
+            "giant number."
+        )
 
 
 def _bounded(value: Any) -> Any:
-    """Stops a string or list that doubles in a loop while it is still small."""
-    if isinstance(value, str | list | tuple) and len(value) > MAX_RENDERED_CHARS:
-        raise _too_much()
+    """Stops what grows in a loop while it is still small."""
+    if isinstance(value, str | list | tuple):
+        _check_size(len(value), MAX_RENDERED_CHARS)
+    elif isinstance(value, int):
+        _check_size(value.bit_length(), _MAX_BITS)
     return value
 
 
@@ -220,17 +223,12 @@ def _environment() -> jinja2.Environment:
         intercepted_binops = frozenset(("+", "*", "**"))
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            if operator == "**" and isinstance(right, int) and abs(right) > _MAX_EXPONENT:
-                raise RequestError("The model's chat template computes a giant power.")
-            if operator == "*":
-                for text, times in ((left, right), (right, left)):
-                    if isinstance(text, str | list | tuple) and isinstance(times, int):
-                        self._check_repeat(len(text), times)
+            if operator == "**" and isinstance(left, int) and isinstance(right, int):
+                _check_size(left.bit_length() * right, _MAX_BITS)
+            for value, times in ((left, right), (right, left)) if operator == "*" else ():
+                if isinstance(value, str | list | tuple) and isinstance(times, int):
+                    _check_size(len(value) * times, MAX_RENDERED_CHARS)
             return _bounded(super().call_binop(context, operator, left, right))
-
-        def _check_repeat(self, length: int, times: int) -> None:
-            if length * times > MAX_RENDERED_CHARS:
-                raise _too_much()
 
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)

@@ -162,8 +162,10 @@ class _WindowText:
 
     def push(self, token_id: int) -> str:
         token = self._tokenizer.backend.id_to_token(token_id)
-        if not token:  # outside the vocabulary, or a token of no text
+        if token is None:  # outside the vocabulary
             return ""
+        if not token and self._window and self._tokenizer.backend.decoder is not None:
+            return ""  # changes nothing, unless it takes the place of the first token
         self._window.append(token_id)
         if self._byte_runs and _is_byte(token):
             return ""

@@ -4,10 +4,10 @@ The slots take turns. A slot whose step is in flight is passed over, and no slot
 so the pipeline does not drain between rounds or when requests come and go. The same schedule serves
 a static batch (all requests known at the start) and a stream of them.
 
-Equal slots make equal steps, and equal steps leave no bubbles. So when a slot's turn comes, it takes
-waiting requests up to its even share of all sequences that run or could run now, and what it has
-above that share it gives to the smallest slots. Only the membership changes: stages know sequences,
-and never see slots.
+Equal slots make equal steps, and equal steps leave no bubbles. So when a slot's turn comes, it
+takes waiting requests up to its even share of all sequences that run or could run now, and what it
+has above that share it gives to the smallest slots. Only the membership changes: stages know
+sequences, and never see slots.
 """
 
 from __future__ import annotations
@@ -95,4 +95,5 @@ class GenerateSchedule:
         """
         others = self._from(slot.index + 1)
         smallest = min(others, key=lambda other: len(other.sequences))
+        assert len(smallest.sequences) <= len(slot.sequences) - 2
         self._manager.move(slot, smallest)

@@ -19,13 +19,13 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
-from itertools import islice
+from itertools import accumulate, islice, takewhile
 from typing import NamedTuple
 
 from ppinfer.errors import CapacityError, StageError
 from ppinfer.messages import NewSequence, SampledToken, SequenceStep, StepPlan, StepResult
 from ppinfer.request import FinishReason, Request
-from ppinfer.schedule.block_pool import ROOT, BlockPool, hash_blocks
+from ppinfer.schedule.block_pool import BlockPool
 from ppinfer.schedule.sequence import Sequence
 
 
@@ -97,11 +97,6 @@ class MicroBatchManager:
         return bool(self._sequences)
 
     @property
-    def num_unfinished(self) -> int:
-        """Sequences that wait or run."""
-        return len(self._sequences)
-
-    @property
     def num_waiting(self) -> int:
         return len(self._waiting)
 
@@ -142,19 +137,13 @@ class MicroBatchManager:
     def num_admissible(self, most: int) -> int:
         """How many of the first waiting requests fit in memory together now, ``most`` at most.
 
-        At least one if the first fits. Of the others no cached prefix is looked up, so more of them
-        may fit than are counted.
+        It may be more than are counted: only the first one's cached prefix is looked up.
         """
+        if not (most and self._waiting) or self._fit(self._waiting[0]) is None:
+            return 0
         room = self.pool.num_free - self._promised
-        count = 0
-        for seq in islice(self._waiting, most):
-            room -= seq.max_blocks
-            if room < 0:
-                break
-            count += 1
-        if count == 0 < min(most, len(self._waiting)):
-            count += self._fit(self._waiting[0]) is not None
-        return count
+        needed = accumulate(seq.max_blocks for seq in islice(self._waiting, most))
+        return max(1, sum(1 for _ in takewhile(lambda blocks: blocks <= room, needed)))
 
     def admit(self, slot: MicroBatch) -> Sequence | None:
         """Move the first waiting request into a slot, if one waits and fits in memory.
@@ -276,26 +265,18 @@ class MicroBatchManager:
         prefix: list[int] = []
         if self._prefix_caching:
             num_blocks = (seq.prompt_len - 1) // self.pool.block_size
-            prefix = self.pool.lookup(self._hashes(seq, num_blocks)[:num_blocks])
+            prefix = self.pool.lookup(seq.hashes(0, num_blocks, self.pool.block_size))
         needed = seq.max_blocks - len(prefix) + self.pool.num_free_among(prefix)
         return prefix if needed <= self.pool.num_free - self._promised else None
 
-    def _hashes(self, seq: Sequence, num_blocks: int) -> list[bytes]:
-        """The sequence's block hashes, at least ``num_blocks`` of them; each is computed once."""
-        hashes = seq.block_hashes
-        if len(hashes) < num_blocks:
-            size = self.pool.block_size
-            tokens = seq.tokens[len(hashes) * size : num_blocks * size]
-            hashes += hash_blocks(tokens, size, hashes[-1] if hashes else ROOT)
-        return hashes
-
     def _register(self, seq: Sequence, before: int) -> None:
         """Make known the blocks that became full since ``before`` tokens were computed."""
-        first, last = before // self.pool.block_size, seq.num_computed // self.pool.block_size
+        size = self.pool.block_size
+        first, last = before // size, seq.num_computed // size
         if first < last:
-            hashes = self._hashes(seq, last)
-            for index in range(first, last):
-                self.pool.register(seq.blocks[index], hashes[index])
+            contents = seq.hashes(first, last, size)
+            for block, content in zip(seq.blocks[first:last], contents, strict=True):
+                self.pool.register(block, content)
 
     def _end(self, seq: Sequence, reason: FinishReason) -> None:
         """Forget a sequence, at once and wherever it is; the next plan tells the stages."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from ppinfer.messages import NewSequence
 from ppinfer.request import FinishReason, Request
+from ppinfer.schedule.block_pool import ROOT, hash_blocks
 
 
 @dataclass(slots=True, eq=False)
@@ -67,6 +68,14 @@ class Sequence:
     @property
     def in_flight(self) -> bool:
         return self.num_planned > self.num_computed
+
+    def hashes(self, first: int, last: int, block_size: int) -> list[bytes]:
+        """Content hashes of the blocks from ``first`` to before ``last``; each is computed once."""
+        known = self.block_hashes
+        if len(known) < last:
+            tokens = self.tokens[len(known) * block_size : last * block_size]
+            known += hash_blocks(tokens, block_size, known[-1] if known else ROOT)
+        return known[first:last]
 
     def introduction(self) -> NewSequence:
         """What the stages are told of it once."""

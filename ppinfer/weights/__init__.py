@@ -1,0 +1,1 @@
+"""From a checkpoint on disk (or in memory) to the tensors of one stage."""

