@@ -212,7 +212,7 @@ def layer_windows(hf: Mapping[str, Any]) -> tuple[int | None, ...]:
     window = optional_window(hf) if hf.get("use_sliding_window") else None
     types = hf.get("layer_types")
     if types is None:
-        full = int(hf.get("max_window_layers") or 0)
+        full = int(hf.get("max_window_layers", 28))
         return tuple(window if i >= full else None for i in range(layers))
     if len(types) != layers:
         raise CheckpointError(f"The config has {len(types)} layer_types for {layers} layers.")

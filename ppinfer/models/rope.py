@@ -70,6 +70,8 @@ def inverse_frequencies(config: RopeConfig, head_dim: int) -> Tensor:
     inverse = 1.0 / powers
     if config.kind == "linear":
         return inverse / config.factor
+    if config.kind == "factors":
+        return inverse / torch.tensor(config.factors, dtype=torch.float32)
     if config.kind == "llama3":
         return _llama3(config, inverse)
     if config.kind == "yarn":

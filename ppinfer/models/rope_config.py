@@ -14,7 +14,7 @@ import msgspec
 
 from ppinfer.errors import CheckpointError
 
-KINDS = ("default", "linear", "llama3", "yarn")
+KINDS = ("default", "linear", "llama3", "yarn", "factors")
 _UNKNOWN_EFFECT = ("mrope_section", "llama_4_scaling_beta", "short_factor", "long_factor")
 
 
@@ -22,9 +22,11 @@ class RopeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How positions become angles. Fields past ``theta`` matter only to the kinds that name them.
 
     Attributes:
-        kind: ``default``, ``linear``, ``llama3`` or ``yarn``.
+        kind: ``default``, ``linear``, ``llama3``, ``yarn``, or ``factors`` for divisors that GGUF
+            files of Llama 3 carry in place of settings.
         factor: how far the context is stretched (linear, llama3, yarn).
         original_max_position: context of the pre-training (llama3, yarn).
+        factors: divisors of the frequencies, one for each pair of a head (factors).
         attention_factor: multiplies cosines and sines (yarn; 1 elsewhere).
     """
 
@@ -38,6 +40,7 @@ class RopeConfig(msgspec.Struct, frozen=True, kw_only=True):
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     truncate: bool = True
+    factors: tuple[float, ...] = ()
 
 
 def read_rope(hf: Mapping[str, Any], max_position: int) -> RopeConfig:
@@ -66,6 +69,9 @@ def read_rope(hf: Mapping[str, Any], max_position: int) -> RopeConfig:
         raise CheckpointError(
             f"Rope of type {kind!r} is not supported; supported are {', '.join(KINDS)}."
         )
+    if kind == "factors":
+        divisors = tuple(_positive("factors", value) for value in rope.get("factors") or ())
+        return RopeConfig(theta=theta, kind=kind, factors=divisors)
     # A config's own original length wins over the one beside the factor, as in transformers.
     original = hf.get("original_max_position_embeddings") or rope.get(
         "original_max_position_embeddings", max_position

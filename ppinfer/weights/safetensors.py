@@ -13,39 +13,41 @@ from typing import Any
 
 from ppinfer.errors import CheckpointError
 from ppinfer.messages import TensorEntry
-from ppinfer.weights.dtypes import PLAIN, plain_bytes
 
 _MOST_HEADER_BYTES = 100_000_000  # as in the reference implementation
-_SIZES = PLAIN | {"F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-_SIZES |= {"U16": 2, "U32": 4, "U64": 8, "F8_E4M3": 1, "F8_E5M2": 1}
+_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
+_SIZES |= {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1}
 
 
-def read_directory(path: str, file: int = 0, *, fd: int | None = None) -> dict[str, TensorEntry]:
+def read_directory(path: str, file: int = 0) -> dict[str, TensorEntry]:
     """Every tensor of one file by name; ``file`` is the number its entries carry.
-
-    ``fd`` reads an open descriptor instead, of which ``path`` is only the name.
 
     Raises:
         CheckpointError: the file is missing, cut short, or its header is not what it should be.
     """
-    opened = None
     try:
-        fd = opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if fd is None else None or fd
-        size = os.fstat(fd).st_size
-        prefix = os.pread(fd, 8, 0)
-        length = int.from_bytes(prefix, "little")
-        if len(prefix) < 8 or length > size - 8 or length > _MOST_HEADER_BYTES:
-            raise CheckpointError(
-                f"{path} is not a complete safetensors file: it has {size:,} bytes and says that "
-                f"its header alone takes {length:,}."
-            )
-        header = os.pread(fd, length, 8)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be opened: {error.strerror}.") from error
+    try:
+        return read_open_directory(fd, path, file)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     finally:
-        if opened is not None:
-            os.close(opened)
-    return _parse(path, file, header, 8 + length, size)
+        os.close(fd)
+
+
+def read_open_directory(fd: int, path: str, file: int = 0) -> dict[str, TensorEntry]:
+    """The same of an open descriptor, for which ``path`` is only a name."""
+    size = os.fstat(fd).st_size
+    prefix = os.pread(fd, 8, 0)
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) < 8 or length > size - 8 or length > _MOST_HEADER_BYTES:
+        raise CheckpointError(
+            f"{path} is not a complete safetensors file: it has {size:,} bytes and says that its "
+            f"header alone takes {length:,}."
+        )
+    return _parse(path, file, os.pread(fd, length, 8), 8 + length, size)
 
 
 def _parse(path: str, file: int, header: bytes, base: int, size: int) -> dict[str, TensorEntry]:
@@ -88,7 +90,6 @@ def _entry(path: str, file: int, name: str, item: Any, base: int) -> TensorEntry
             f"{path} gives tensor {name} {end - begin:,} bytes, but {dtype} of shape {shape} "
             f"takes {needed:,}."
         )
-    assert dtype not in PLAIN or needed == plain_bytes(dtype, tuple(shape))
     return TensorEntry(
         name=name,
         file=file,
@@ -100,9 +101,9 @@ def _entry(path: str, file: int, name: str, item: Any, base: int) -> TensorEntry
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} is there twice")
+    table: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in table:
+            raise ValueError(f"{name[:100]!r} is there twice")
+        table[name] = value
     return table
