@@ -94,6 +94,7 @@ def build_pipeline(
         [device.free_bytes for device in devices],
     )
     with timer.part("send set-up"):
+        shares = source.stage_tensors(ranges)
         for stage, layers in enumerate(ranges):
             supervisor.send(
                 stage,
@@ -103,7 +104,7 @@ def build_pipeline(
                     first_layer=layers[0],
                     last_layer=layers[1],
                     model=msgspec.msgpack.encode(model),
-                    tensors=source.stage_tensors(*layers),
+                    tensors=shares[stage],
                     dtype=dtype,
                     device=devices[stage].name,
                     comm=config.comm,

@@ -20,8 +20,6 @@ from ppinfer.request import ChatMessage
 if TYPE_CHECKING:
     import jinja2
 
-    from ppinfer.engine.tokenizer import Tokenizer
-
 ROLES = ("system", "user", "assistant")
 MAX_RENDERED_CHARS = 8_000_000
 """More than any context holds."""
@@ -81,14 +79,6 @@ class ChatTemplate:
     @cached_property
     def _compiled(self) -> jinja2.Template:
         return _compile(self.source or "")
-
-
-def render_chat(tokenizer: Tokenizer, messages: Sequence[ChatMessage]) -> list[int]:
-    """Token ids of a conversation and of the header under which the model is to answer.
-
-    Special tokens come from the template alone, so a BOS that it writes is never doubled.
-    """
-    return tokenizer.encode(tokenizer.chat_template.render(messages), add_special_tokens=False)
 
 
 def check_messages(messages: Any) -> list[dict[str, str]]:

@@ -20,7 +20,7 @@ _MAX_UNFINISHED = 8
 """Tokens after which a replacement character at the end is no unfinished character any more."""
 
 
-class TextStream:
+class Detokenizer:
     """The new text of one sequence.
 
     Attributes:

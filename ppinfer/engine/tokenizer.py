@@ -7,37 +7,17 @@ chat template belong to it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken
 
-from ppinfer.engine import tokenizer_gguf
+from ppinfer.engine import tokenizer_folder, tokenizer_gguf
 from ppinfer.engine.chat import ChatTemplate
-from ppinfer.errors import CheckpointError, RequestError
-
-SPECIAL_NAMES = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
-"""The special tokens that have a name, and that a chat template may ask for by it."""
-
-_GGUF_NAMES = {
-    "bos_token": "bos",
-    "eos_token": "eos",
-    "unk_token": "unknown",
-    "pad_token": "padding",
-}
-_GGUF_ENDS = ("eos", "eot", "eom")  # end of sequence, of turn, of message
+from ppinfer.errors import RequestError
+from ppinfer.request import ChatMessage, Prompt
 
 
 class Tokenizer:
@@ -78,31 +58,12 @@ class Tokenizer:
         Raises:
             CheckpointError: a file is missing or damaged.
         """
-        folder = Path(folder)
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise CheckpointError(
-                f"{folder} has no tokenizer.json; write one with "
-                "transformers.AutoTokenizer.from_pretrained(…).save_pretrained(…)."
-            )
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the tokenizers library raises bare Exception
-            raise CheckpointError(f"{path} is not a readable tokenizer: {error}") from error
-        config = _read_json(folder / "tokenizer_config.json")
-        if "added_tokens_decoder" not in config:  # how checkpoints before 2023 named them
-            config |= _read_json(folder / "special_tokens_map.json")
-        special = {
-            name: _content(value)
-            for name, value in config.items()
-            if name in SPECIAL_NAMES and value
-        }
-        _add_missing(backend, config, special)
+        parts = tokenizer_folder.build(Path(folder))
         return cls(
-            backend,
-            special_tokens=special,
-            eos_token_ids=_eos_of_folder(folder),
-            chat_template=_template_of_folder(folder, config),
+            parts.backend,
+            special_tokens=parts.special_tokens,
+            eos_token_ids=parts.eos_token_ids,
+            chat_template=parts.chat_template,
         )
 
     @classmethod
@@ -112,21 +73,13 @@ class Tokenizer:
         Raises:
             CheckpointError: a part is missing or damaged, or its kind is not known.
         """
-        backend, notes = tokenizer_gguf.build(metadata)
-        tokens = metadata["tokenizer.ggml.tokens"]
-        ids = {key: tokenizer_gguf.token_id(metadata, key, len(tokens)) for key in _GGUF_ENDS}
-        special = {}
-        for name, key in _GGUF_NAMES.items():
-            index = tokenizer_gguf.token_id(metadata, key, len(tokens))
-            if index is not None:
-                special[name] = tokens[index]
-        template = metadata.get("tokenizer.chat_template")
+        parts = tokenizer_gguf.build(metadata)
         return cls(
-            backend,
-            special_tokens=special,
-            eos_token_ids=[index for index in ids.values() if index is not None],
-            chat_template=template if isinstance(template, str) else None,
-            notes=notes,
+            parts.backend,
+            special_tokens=parts.special_tokens,
+            eos_token_ids=parts.eos_token_ids,
+            chat_template=parts.chat_template,
+            notes=parts.notes,
         )
 
     # ------------------------------------------------------------ use
@@ -163,6 +116,36 @@ class Tokenizer:
         except TypeError:
             raise RequestError(_why_not_text(text)) from None
 
+    def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """Token ids of a conversation and of the header under which the model is to answer.
+
+        Special tokens come from the template alone, so a BOS that it writes is never doubled.
+        """
+        return self.encode(self.chat_template.render(messages), add_special_tokens=False)
+
+    def encode_prompt(self, prompt: Prompt) -> tuple[str | None, list[int]]:
+        """The text that a prompt stands for (none for token ids), and its token ids.
+
+        Raises:
+            RequestError: the prompt is of another kind, or comes to no token at all.
+        """
+        text: str | None = None
+        if isinstance(prompt, str):
+            text, ids = prompt, self.encode(prompt)
+        elif not isinstance(prompt, list | tuple):
+            raise RequestError(
+                "A prompt must be text, a list of token ids, or a list of chat messages, "
+                f"not {type(prompt).__name__}."
+            )
+        elif prompt and isinstance(prompt[0], Mapping):
+            text = self.chat_template.render(prompt)
+            ids = self.encode(text, add_special_tokens=False)
+        else:
+            ids = _checked_ids(prompt)
+        if not ids:
+            raise RequestError("The prompt is empty: it comes to no token, and needs at least one.")
+        return text, ids
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids; ids outside the vocabulary stand for nothing."""
         return str(self.backend.decode(ids, skip_special_tokens=skip_special_tokens))
@@ -188,83 +171,6 @@ class Tokenizer:
         return found
 
 
-# ---------------------------------------------------------------- files of a checkpoint
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """An object from a file that may be absent."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, not a {type(value).__name__}.")
-    return value
-
-
-def _content(token: Any) -> str:
-    """A special token is written as a string, or as an object with its ``content``."""
-    content = token.get("content") if isinstance(token, dict) else token
-    if not isinstance(content, str):
-        raise CheckpointError(f"tokenizer_config.json has a special token without text: {token!r}.")
-    return content
-
-
-def _add_missing(
-    backend: tokenizers.Tokenizer, config: dict[str, Any], special: dict[str, str]
-) -> None:
-    """Tokens that ``tokenizer_config.json`` lists and ``tokenizer.json`` does not."""
-    known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    listed = config.get("added_tokens_decoder") or {}
-    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or ()
-    try:
-        added = [
-            AddedToken(**fields)
-            for _, fields in sorted(listed.items(), key=lambda item: int(item[0]))
-            if fields["content"] not in known
-        ]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"tokenizer_config.json lists damaged tokens: {error}") from error
-    known |= {token.content for token in added}
-    more = extra.values() if isinstance(extra, dict) else extra
-    for content in dict.fromkeys((*special.values(), *map(_content, more))):
-        if content not in known:
-            added.append(AddedToken(content, special=True, normalized=False))
-    backend.add_tokens(added)
-
-
-def _eos_of_folder(folder: Path) -> list[int]:
-    """The ids at which the checkpoint says generation ends."""
-    for name in ("generation_config.json", "config.json"):
-        value = _read_json(folder / name).get("eos_token_id")
-        ids = [value] if isinstance(value, int) else value
-        if isinstance(ids, list) and ids and all(isinstance(item, int) for item in ids):
-            return ids
-    return []
-
-
-def _template_of_folder(folder: Path, config: dict[str, Any]) -> str | None:
-    """The default chat template: a file of its own goes before ``tokenizer_config.json``."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} is not readable text: {error}") from error
-    value = config.get("chat_template")
-    if value is None:
-        value = _read_json(folder / "chat_template.json").get("chat_template")
-    if isinstance(value, list):  # several, by name
-        named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
-        value = named.get("default")
-    return value if isinstance(value, str) else None
-
-
-# ---------------------------------------------------------------- texts and bytes
-
-
 @lru_cache(maxsize=1)
 def byte_letters() -> dict[str, int]:
     """Byte-level BPE writes printable bytes as themselves and moves the others past 255."""
@@ -272,6 +178,16 @@ def byte_letters() -> dict[str, int]:
     letters = {chr(byte): byte for byte in printable}
     others = [byte for byte in range(256) if chr(byte) not in letters]
     return letters | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+def _checked_ids(prompt: Sequence[Any]) -> list[int]:
+    for item in prompt:
+        if isinstance(item, bool) or not isinstance(item, int):
+            raise RequestError(
+                "A prompt given as a list must hold either token ids or chat messages, "
+                f"but has a {type(item).__name__}."
+            )
+    return list(prompt)
 
 
 def _why_not_text(text: Any) -> str:

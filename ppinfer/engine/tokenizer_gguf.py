@@ -19,6 +19,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
+from ppinfer.engine.tokenizer_parts import TokenizerParts
 from ppinfer.errors import CheckpointError
 
 CONTROL, USER_DEFINED = 3, 4
@@ -75,14 +76,18 @@ SPLITS: dict[str, _Split] = {
 }
 
 
-def build(metadata: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, tuple[str, ...]]:
-    """The tokenizer that ``metadata`` describes, and notes on what had to be assumed.
+_NAMES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+_ENDS = ("eos", "eot", "eom")  # end of sequence, of turn, of message
+
+
+def build(metadata: Mapping[str, Any]) -> TokenizerParts:
+    """The tokenizer that ``metadata`` describes.
 
     Raises:
         CheckpointError: a part is missing or damaged, or its kind is not known.
     """
     kind = metadata.get("tokenizer.ggml.model")
-    tokens = string_list(metadata, "tokens")
+    tokens = _strings(metadata, "tokens")
     vocab = {token: index for index, token in enumerate(tokens)}
     if len(vocab) != len(tokens):
         raise CheckpointError("The GGUF file's tokenizer lists a token twice.")
@@ -102,10 +107,19 @@ def build(metadata: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, tuple[str,
         raise
     except Exception as error:  # the tokenizers library raises bare Exception
         raise CheckpointError(f"The GGUF file's tokenizer is damaged: {error}") from error
-    return backend, notes
+    named = {name: _token_id(metadata, key, len(tokens)) for name, key in _NAMES.items()}
+    ends = [_token_id(metadata, key, len(tokens)) for key in _ENDS]
+    template = metadata.get("tokenizer.chat_template")
+    return TokenizerParts(
+        backend=backend,
+        special_tokens={name: tokens[i] for name, i in named.items() if i is not None},
+        eos_token_ids=[index for index in ends if index is not None],
+        chat_template=template if isinstance(template, str) else None,
+        notes=notes,
+    )
 
 
-def string_list(metadata: Mapping[str, Any], key: str) -> list[str]:
+def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
     """A list of strings that must be there."""
     value = metadata.get(f"tokenizer.ggml.{key}")
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
@@ -115,7 +129,7 @@ def string_list(metadata: Mapping[str, Any], key: str) -> list[str]:
     return list(value)
 
 
-def token_id(metadata: Mapping[str, Any], key: str, vocab_size: int) -> int | None:
+def _token_id(metadata: Mapping[str, Any], key: str, vocab_size: int) -> int | None:
     """The id stored as ``tokenizer.ggml.{key}_token_id``, checked against the vocabulary."""
     value = metadata.get(f"tokenizer.ggml.{key}_token_id")
     if value is None:
@@ -143,7 +157,7 @@ def _byte_level(metadata: Mapping[str, Any], vocab: dict[str, int]) -> _Built:
             "Use the model's safetensors folder, which carries its own tokenizer.json."
         )
     merges = []
-    for merge in string_list(metadata, "merges"):
+    for merge in _strings(metadata, "merges"):
         left, right = merge.split(" ")
         merges.append((left, right))
     backend = tokenizers.Tokenizer(
@@ -229,8 +243,8 @@ def _add_bos_and_eos(
     add_bos_by_default: bool,
 ) -> None:
     """What encoding with special tokens puts around a text."""
-    bos = token_id(metadata, "bos", len(tokens))
-    eos = token_id(metadata, "eos", len(tokens))
+    bos = _token_id(metadata, "bos", len(tokens))
+    eos = _token_id(metadata, "eos", len(tokens))
     add_bos = metadata.get("tokenizer.ggml.add_bos_token", add_bos_by_default)
     add_eos = metadata.get("tokenizer.ggml.add_eos_token", False)
     before = [(tokens[bos], bos)] if add_bos and bos is not None else []

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from small_tokenizers import CHATML, train_byte_level
 
 from ppinfer.engine import chat
-from ppinfer.engine.chat import ChatTemplate, check_messages, render_chat
+from ppinfer.engine.chat import ChatTemplate, check_messages
 from ppinfer.engine.tokenizer import Tokenizer
 from ppinfer.errors import RequestError
 
@@ -129,7 +129,7 @@ class TestEqualsTransformers:
         if prompt:
             tokenizer = Tokenizer(backend, special_tokens=SPECIAL, chat_template=template)
             ids = oracle.apply_chat_template(messages, return_dict=False, **options)
-            assert render_chat(tokenizer, messages) == ids
+            assert tokenizer.encode_chat(messages) == ids
 
     @given(st.lists(st.tuples(st.sampled_from(chat.ROLES), st.text(max_size=20)), min_size=1))
     @settings(max_examples=100, deadline=None)
@@ -145,7 +145,7 @@ class TestEqualsTransformers:
 
         oracle = PreTrainedTokenizerFast.from_pretrained(demo_file.parent, gguf_file=demo_file.name)
         for messages in (USER, TALK):
-            assert render_chat(demo, messages) == oracle.apply_chat_template(
+            assert demo.encode_chat(messages) == oracle.apply_chat_template(
                 messages, add_generation_prompt=True, return_dict=False
             )
 
@@ -158,7 +158,7 @@ class TestEqualsTransformers:
         template = "{{ bos_token }}{{ messages[0].content }}"
         tokenizer = Tokenizer(backend, special_tokens=SPECIAL, chat_template=template)
         assert tokenizer.encode("Hi")[:2] == [1, *tokenizer.encode("Hi")[1:2]]
-        assert render_chat(tokenizer, [{"role": "user", "content": "Hi"}]) == tokenizer.encode("Hi")
+        assert tokenizer.encode_chat([{"role": "user", "content": "Hi"}]) == tokenizer.encode("Hi")
 
 
 class TestMessages:
@@ -202,7 +202,7 @@ class TestMessages:
 
     def test_lone_surrogate(self, demo: Tokenizer) -> None:
         with pytest.raises(RequestError, match="not valid Unicode"):
-            render_chat(demo, [{"role": "user", "content": "\ud800"}])
+            demo.encode_chat([{"role": "user", "content": "\ud800"}])
 
 
 class TestTemplatesThatFail:

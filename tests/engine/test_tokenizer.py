@@ -421,3 +421,31 @@ def test_a_tokenizer_with_no_decoder(tmp_path: Path) -> None:
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = Tokenizer(backend)
     assert tokenizer.decode(tokenizer.encode("a b")) == "a b"
+
+
+class TestPrompts:
+    def test_kinds(self, demo: Tokenizer) -> None:
+        assert demo.encode_prompt("Hi") == ("Hi", demo.encode("Hi"))
+        assert demo.encode_prompt([5, 6]) == (None, [5, 6])
+        messages = [{"role": "user", "content": "Hi"}]
+        text, ids = demo.encode_prompt(messages)
+        assert text == demo.chat_template.render(messages)
+        assert ids == demo.encode_chat(messages)
+
+    @pytest.mark.parametrize(
+        ("prompt", "message"),
+        [
+            ("", "comes to no token"),
+            ([], "comes to no token"),
+            ([1, "a"], "either token ids or chat messages, but has a str"),
+            ([True], "has a bool"),
+            ([1.0], "has a float"),
+            ([{"role": "user", "content": "x"}, 5], r"messages\[1\] must be an object"),
+            (5, "not int"),
+            (b"x", "not bytes"),
+            (None, "not NoneType"),
+        ],
+    )
+    def test_refused(self, demo: Tokenizer, prompt: Any, message: str) -> None:
+        with pytest.raises(RequestError, match=message):
+            demo.encode_prompt(prompt)
