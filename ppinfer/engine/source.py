@@ -51,9 +51,9 @@ class ModelSource:
         if isinstance(model, str | os.PathLike):
             self._path = resolve_model(model)
         elif hasattr(model, "state_dict") and hasattr(model, "config"):
-            from ppinfer.weights.memfd import model_to_memfd
+            from ppinfer.weights.memfd import write_model
 
-            self.model_fd, self._checkpoint = model_to_memfd(model)
+            self.model_fd, self._checkpoint = write_model(model)
         else:
             raise ConfigError(
                 "model must be a folder, a .gguf file, a hub id, 'demo', or a Hugging Face model "

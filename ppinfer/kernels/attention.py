@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ppinfer.kernels.elementwise import exp2_
 from ppinfer.kernels.paged_batch import ROWS, SPLIT, AttentionBatch, TileGroup
@@ -29,6 +30,10 @@ from ppinfer.kernels.paged_batch import ROWS, SPLIT, AttentionBatch, TileGroup
 __all__ = ["AttentionBatch", "paged_attention", "write_kv"]
 
 _LOG2_E = 1.4426950408889634
+
+_COLUMNS = 16
+"""V is widened to a multiple of this: MKL has kernels for a few left-over columns (seen at 6 and 10)
+that give a row other bits in another place of its tile."""
 
 
 def write_kv(k_tkd: Tensor, v_tkd: Tensor, cache: tuple[Tensor, Tensor], b: AttentionBatch) -> None:
@@ -62,7 +67,7 @@ def paged_attention(
         for group in plan.groups:
             part = slice(group.first_tile, group.first_tile + group.num_tiles)
             out[part] = _attend(q[part], cache, group)
-    flat = out.view(-1, dim).index_select(0, plan.result_rows)
+    flat = out.reshape(-1, dim).index_select(0, plan.result_rows)
     return flat.to(q_thd.dtype).view(tokens, heads, dim)
 
 
@@ -89,17 +94,20 @@ def _attend(q_tkrd: Tensor, cache: tuple[Tensor, Tensor], group: TileGroup) -> T
         s[first:last].sub_(peak[: last - first])
     exp2_(scores)
     sums = s.sum(-1, keepdim=True)
-    products = torch.empty_like(q_pairs)
+    width = -(-dim // _COLUMNS) * _COLUMNS
+    products = torch.empty((num_pairs * heads, ROWS, width), device=q_tkrd.device)
     for piece in group.pieces:
         values = _gather(cache[1], piece.block_rows, piece.split_of_matrix, dim)
+        if width > dim:
+            values = functional.pad(values, (0, width - dim))
         part = slice(piece.first_pair * heads, piece.last_pair * heads)
         torch.bmm(scores[part], values, out=products[part])
-    products = products.view(num_pairs, heads, ROWS, dim)
+    products = products.view(num_pairs, heads, ROWS, width)
     total, out = sums[: group.num_tiles], products[: group.num_tiles]
     for first, last in group.rounds[1:]:
         total[: last - first].add_(sums[first:last])
         out[: last - first].add_(products[first:last])
-    return out.div_(total)
+    return out.div_(total)[..., :dim]
 
 
 def _gather(pool: Tensor, block_rows: Tensor, split_of_matrix: Tensor | None, dim: int) -> Tensor:

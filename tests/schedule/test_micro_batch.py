@@ -186,6 +186,20 @@ def test_an_empty_slot_is_in_flight_until_its_result_comes():
     assert manager.num_in_flight == 0
 
 
+def test_the_first_sequence_moves_to_the_back_of_another_slot():
+    manager = make_manager(slots=2)
+    first, second = manager.slots
+    for seq_id, slot in enumerate([first, first, second]):
+        manager.add(make_request(seq_id, 3))
+        manager.admit(slot)
+    manager.move(first, second)
+    assert [seq.seq_id for seq in first.sequences] == [1]
+    assert [(seq.seq_id, seq.slot) for seq in second.sequences] == [(2, 1), (0, 1)]
+    launch_all(manager, second)
+    with pytest.raises(AssertionError):
+        manager.move(second, first)
+
+
 def test_results_come_in_order_and_for_the_right_sequences():
     manager = make_manager(slots=2)
     for index, slot in enumerate(manager.slots):

@@ -1,0 +1,93 @@
+"""The schedule at work: manager, schedule and fake pipeline, with every plan checked."""
+
+from __future__ import annotations
+
+from fake_pipeline import VOCABULARY, FakePipeline
+
+from ppinfer.messages import StepPlan
+from ppinfer.request import Request
+from ppinfer.sampling import SamplingParams
+from ppinfer.schedule.block_pool import BlockPool
+from ppinfer.schedule.generate import GenerateSchedule
+from ppinfer.schedule.micro_batch import MicroBatchManager
+
+
+class Rig:
+    """Manager, schedule and fake pipeline, driven as the engine's driver does."""
+
+    def __init__(
+        self,
+        *,
+        slots=2,
+        size=8,
+        stages=2,
+        num_blocks=512,
+        block_size=4,
+        max_prefill_tokens=512,
+        prefix_caching=True,
+    ) -> None:
+        self.pool = BlockPool(num_blocks, block_size)
+        self.manager = MicroBatchManager(slots, size, self.pool, prefix_caching)
+        self.schedule = GenerateSchedule(self.manager, max_prefill_tokens)
+        self.pipeline = FakePipeline(stages, block_size)
+        self.max_prefill_tokens = max_prefill_tokens
+        self.outputs: dict[int, list[int]] = {}
+        self.reasons: dict[int, str] = {}
+        self.prompt_lens: dict[int, int] = {}
+
+    def add(self, request: Request) -> None:
+        self.manager.add(request)
+        self.outputs[request.seq_id] = []
+        self.prompt_lens[request.seq_id] = len(request.prompt_token_ids)
+
+    def fill(self) -> None:
+        """Plan all that can be planned now."""
+        while (plan := self.schedule.next_plan()) is not None:
+            self.pipeline.submit(plan)
+            self._check_plan(plan)
+        for slot in self.manager.slots:
+            if slot.in_flight is None:
+                assert not slot.sequences, "a slot with work is left idle"
+                assert not self.manager.num_admissible(1), "a request waits beside an empty slot"
+        assert self.manager.num_in_flight <= len(self.manager.slots)
+
+    def tick(self) -> None:
+        result = self.pipeline.tick()
+        if result is not None:
+            for update in self.manager.commit(result):
+                self.outputs[update.seq_id].append(update.sampled.token)
+                if update.finish_reason is not None:
+                    self.reasons[update.seq_id] = update.finish_reason
+
+    def run(self, ticks: int = 10_000) -> None:
+        """To the end, which comes within ``ticks``."""
+        for _ in range(ticks):
+            self.fill()
+            if not self.manager.num_in_flight:
+                break
+            self.tick()
+        assert not self.manager.has_unfinished
+        assert self.pool.num_used == 0
+
+    def sizes(self) -> list[int]:
+        return [len(slot.sequences) for slot in self.manager.slots]
+
+    def _check_plan(self, plan: StepPlan) -> None:
+        sizes = self.sizes()
+        assert max(sizes) <= self.manager.micro_batch_size
+        places = len(sizes) * self.manager.micro_batch_size - sum(sizes)
+        total = sum(sizes) + self.manager.num_admissible(places)
+        assert sizes[plan.slot] <= -(-total // len(sizes)), "no slot has more than its share"
+        prompt_tokens = 0
+        for step in plan.steps:
+            is_prompt = step.start < self.prompt_lens[step.seq_id]
+            assert is_prompt or len(step.tokens) == 1
+            prompt_tokens += is_prompt * len(step.tokens)
+        assert prompt_tokens <= self.max_prefill_tokens
+
+
+def make_request(seq_id, prompt_len=5, max_tokens=4, stop_ids=(), **params):
+    prompt = tuple((seq_id * 31 + i) % VOCABULARY for i in range(prompt_len))
+    return Request(
+        seq_id, prompt, SamplingParams(max_tokens=max_tokens, **params), frozenset(stop_ids)
+    )
