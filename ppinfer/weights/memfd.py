@@ -68,6 +68,9 @@ def _parts(model: Any) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
     if eos is not None:
         config["eos_token_id"] = eos
     config["dtype"] = str(model.dtype)
+    # What counts are the tensors, and quantised ones are refused by their type. A model that was
+    # read from a GGUF file holds plain ones, though its config still names the quantisation.
+    config.pop("quantization_config", None)
     return config, state
 
 
