@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import cache
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of <malloc.h>
-_LOAD_BYTES = 256 << 10
+_LOAD_BYTES = 1 << 20
 _MOST_BYTES = 32 << 20  # glibc's own maximum for a buffer out of its heap
 _KEEP_BYTES = 256 << 20
 

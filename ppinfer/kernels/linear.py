@@ -45,6 +45,10 @@ class Linear:
             return self._pointwise(torch.cat((x_ti, x_ti)))[:1]
         return self._pointwise(x_ti)
 
+    def shares(self, weight: Tensor | None) -> bool:
+        """Whether this layer computes with the very memory of ``weight``."""
+        return weight is not None and self._weight is weight
+
     def _pointwise(self, x_ti: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(
             x_ti, self._weight, self._bias, "none", [], ""

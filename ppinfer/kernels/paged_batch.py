@@ -26,7 +26,7 @@ SPLIT = 128
 _Ints: TypeAlias = npt.NDArray[np.int64]
 
 # On a CPU a piece of keys should stay in the second-level cache, and a group's scores near it.
-_CPU_PIECE_BYTES, _CPU_GROUP_MATRICES = 3 << 20, 1024
+_CPU_PIECE_BYTES, _CPU_GROUP_MATRICES = 1 << 20, 1024
 _GPU_PIECE_BYTES, _GPU_GROUP_MATRICES = 256 << 20, 32768
 
 

@@ -34,8 +34,11 @@ class StageParts:
 
     @property
     def nbytes(self) -> int:
-        outer = (self.embedding, self.norm, self.head)
-        return sum(p.nbytes for p in (*outer, *self.layers) if p is not None)
+        """Bytes resident; one tensor that serves as embedding and head counts once."""
+        parts = [self.embedding, self.norm, *self.layers]
+        if self.head is not None and not self.head.shares(self.embedding):
+            parts.append(self.head)
+        return sum(part.nbytes for part in parts if part is not None)
 
 
 def load_stage(
@@ -77,7 +80,9 @@ class _Loader:
 
             jobs.append((sum(rows * columns for rows, columns in shapes), job))
 
-        if last_layer == config.num_layers:
+        both = first_layer == 0 and last_layer == config.num_layers
+        tied = config.tie_word_embeddings and both
+        if last_layer == config.num_layers and not tied:
             add_linear("head", ("head",), [outer])
         for layer in range(first_layer, last_layer):
             for merged, part_names in _MERGED.items():
@@ -88,6 +93,8 @@ class _Loader:
 
             def embed() -> None:
                 parts.embedding = self._tensor("embed.weight", outer)
+                if tied:
+                    self._linears["head"] = Linear(parts.embedding)
 
             jobs.append((outer[0] * outer[1], embed))
         # The sort is stable: a head comes before an embedding of its size, which needs no copy.

@@ -69,7 +69,6 @@ def hf_config(path: str, header: GGUFHeader) -> dict[str, Any]:
     if get("attention.value_length", head_dim) != head_dim:
         raise CheckpointError(f"{path} has keys and values of different sizes; not supported.")
     embedding = header.tensors.get("token_embd.weight")
-    rotated = get("rope.dimension_count", head_dim)
     config |= {
         "hidden_size": hidden,
         "intermediate_size": get("feed_forward_length"),
@@ -84,7 +83,7 @@ def hf_config(path: str, header: GGUFHeader) -> dict[str, Any]:
         "attention_bias": "blk.0.attn_q.bias" in header.tensors,
         "mlp_bias": "blk.0.ffn_gate.bias" in header.tensors,
         "rope_theta": get("rope.freq_base", 10000.0),
-        "partial_rotary_factor": rotated / head_dim if rotated and head_dim else None,
+        "partial_rotary_factor": _ratio(get("rope.dimension_count"), head_dim),
         "rope_scaling": _rope_scaling(path, header, kind),
         "dtype": _dtype(header),
         "bos_token_id": meta.get("tokenizer.ggml.bos_token_id"),
@@ -147,6 +146,13 @@ def _rope_scaling(path: str, header: GGUFHeader, kind: str) -> dict[str, Any] | 
         rope["original_max_position_embeddings"] = meta.get(f"{prefix}.original_context_length")
         rope["attention_factor"] = meta.get(f"{prefix}.attn_factor")
     return rope
+
+
+def _ratio(rotated: Any, head_dim: Any) -> float:
+    """How much of each head is rotated; what is no number is found out elsewhere."""
+    if isinstance(rotated, int) and isinstance(head_dim, int) and rotated and head_dim:
+        return rotated / head_dim
+    return 1.0
 
 
 def _read_floats(path: str, entry: TensorEntry) -> list[float]:

@@ -19,7 +19,7 @@ from ppinfer.models.config import ModelConfig
 from ppinfer.weights import dummy, quants
 
 _TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_PIECE_ELEMENTS = 1 << 20
+_PIECE_ELEMENTS = 1 << 17
 _MEMFD = "memfd:"
 
 

@@ -77,12 +77,12 @@ def _entry(path: str, file: int, name: str, item: Any, base: int) -> TensorEntry
         dtype, shape, (begin, end) = item["dtype"], item["shape"], item["data_offsets"]
         numbers = [*shape, begin, end]
         if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in numbers):
-            raise TypeError
+            raise ValueError
+        needed = _SIZES.get(dtype, 0)
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"{path} has a damaged header entry for tensor {name}.") from None
-    if dtype not in _SIZES:
+    if not needed:
         raise CheckpointError(f"{path} stores tensor {name} as {dtype!r}, which is not supported.")
-    needed = _SIZES[dtype]
     for length in shape:
         needed *= length
     if end - begin != needed:

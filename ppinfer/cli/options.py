@@ -1,0 +1,154 @@
+"""Options of commands, made from ``EngineConfig`` and ``SamplingParams``.
+
+A setting's name, type, default and help are written there and nowhere else.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
+
+import msgspec
+import typer
+
+from ppinfer.config import EngineConfig, settings_help
+from ppinfer.sampling import SamplingParams
+
+ResultT = TypeVar("ResultT")
+
+_FLAGS = {"pp_size": ("--pp-size", "-pp")}
+_WRITTEN_AS = {"kv_cache_memory": str | None, "partition": str}
+"""Settings that a command line gives in another form than the dataclass holds."""
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A folder, a .gguf file, a hub id, or demo.", show_default=False
+    ),
+]
+
+
+@dataclass(frozen=True)
+class OptionGroup:
+    """Options that a command takes as one dictionary, under ``name``, of what the user changed."""
+
+    name: str
+    panel: str
+    types: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+    help: Mapping[str, str]
+
+    def parameters(self) -> list[inspect.Parameter]:
+        return [self._parameter(name, hint) for name, hint in self.types.items()]
+
+    def take(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Remove this group's options from ``values``; those that are not at their default."""
+        taken: dict[str, Any] = {}
+        for name in self.types:
+            taken[name] = not values.pop(f"no_{name}") if self._is_on(name) else values.pop(name)
+        return {name: value for name, value in taken.items() if value != self.defaults[name]}
+
+    def _is_on(self, name: str) -> bool:
+        """Whether a flag turns the setting off."""
+        return self.defaults[name] is True
+
+    def _parameter(self, name: str, hint: Any) -> inspect.Parameter:
+        default, text = self.defaults[name], self.help[name]
+        flags = _FLAGS.get(name, ("--" + name.replace("_", "-"),))
+        if self._is_on(name):
+            default, text = False, f"Do not {text[:1].lower()}{text[1:]}"
+            flags, name = ("--no-" + name.replace("_", "-"),), f"no_{name}"
+        option = typer.Option(
+            default,
+            *flags,
+            help=text,
+            rich_help_panel=self.panel,
+            show_default=default not in (None, []) and hint is not bool,
+        )
+        # A choice is checked by the dataclass, whose message says what the choices are.
+        annotation = str if get_origin(hint) is Literal else hint
+        return inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=annotation
+        )
+
+
+def engine_options(*names: str) -> OptionGroup:
+    """The settings of these names, or all that matter to a command, as ``settings``."""
+    hints = get_type_hints(EngineConfig)
+    known = {item.name: item.default for item in fields(EngineConfig)}
+    assert MISSING not in known.values()
+    chosen = names or tuple(name for name in known if name != "new_length")
+    return OptionGroup(
+        name="settings",
+        panel="Pipeline",
+        types={name: _WRITTEN_AS.get(name, hints[name]) for name in chosen},
+        defaults={name: known[name] for name in chosen},
+        help=settings_help(),
+    )
+
+
+def sampling_options(**defaults: Any) -> OptionGroup:
+    """All sampling parameters, as ``sampling``; ``defaults`` are those of one command."""
+    types: dict[str, Any] = {}
+    values: dict[str, Any] = {}
+    for item in msgspec.structs.fields(SamplingParams):
+        types[item.name] = item.type
+        values[item.name] = item.default
+    types |= {"stop": list[str], "stop_token_ids": list[int]}
+    values |= {"stop": [], "stop_token_ids": []}
+    return OptionGroup(
+        name="sampling",
+        panel="Sampling",
+        types=types,
+        defaults=values | defaults,
+        help=attribute_help(SamplingParams),
+    )
+
+
+def make_params(sampling: Mapping[str, Any], **defaults: Any) -> SamplingParams:
+    """What the user gave and a command's own defaults, checked."""
+    return SamplingParams(**(defaults | dict(sampling)))
+
+
+def takes(*groups: OptionGroup) -> Callable[[Callable[..., ResultT]], Callable[..., ResultT]]:
+    """A command that gets each group's options as one dictionary."""
+
+    def decorate(command: Callable[..., ResultT]) -> Callable[..., ResultT]:
+        @functools.wraps(command)
+        def run(**values: Any) -> ResultT:
+            for group in groups:
+                values[group.name] = group.take(values)
+            return command(**values)
+
+        names = {group.name for group in groups}
+        own = inspect.signature(command, eval_str=True)
+        parameters = [item for item in own.parameters.values() if item.name not in names]
+        parameters += [item for group in groups for item in group.parameters()]
+        run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {item.name: item.annotation for item in parameters}
+        return run
+
+    return decorate
+
+
+def attribute_help(documented: type) -> dict[str, str]:
+    """Name to sentence, from the part ``Attributes:`` of a docstring."""
+    text = inspect.getdoc(documented) or ""
+    _, _, section = text.partition("Attributes:\n")
+    section, _, _ = section.partition("\n\n")
+    entries = re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", section, flags=re.MULTILINE)
+    found = {name: _sentence(words) for name, words in entries}
+    return found | dict.fromkeys(_names(documented) - found.keys(), "")
+
+
+def _names(documented: type) -> set[str]:
+    return set(get_type_hints(documented))
+
+
+def _sentence(words: str) -> str:
+    words = " ".join(words.replace("``", "").split())
+    return words[:1].upper() + words[1:]

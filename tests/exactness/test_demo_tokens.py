@@ -1,0 +1,43 @@
+"""Greedy fp32 tokens of the demo model equal those of ``transformers``, through real processes.
+
+A dense sample: every pipeline size, kind of partition, micro-batch size, chunk size and transport
+occurs. The full grid is ``grid.py`` in this folder; its result is in ``docs/results``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ppinfer import PPInferEngine, SamplingParams
+from support.reference import NEW_TOKENS, demo_prompt_ids, greedy, stored_tokens
+
+SAMPLE: list[dict[str, Any]] = [
+    {"pp_size": 1, "micro_batch_size": 8},
+    {"pp_size": 2, "partition": "auto", "micro_batch_size": 1, "max_prefill_tokens": 7},
+    {"pp_size": 2, "partition": (3, 27), "micro_batch_size": 3, "comm": "broadcast"},
+    {"pp_size": 3, "partition": "even", "micro_batch_size": 8, "max_prefill_tokens": 64,
+     "comm": "p2p", "num_micro_batches": 5},
+    {"pp_size": 4, "partition": "auto", "micro_batch_size": 2, "max_prefill_tokens": 16},
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_stored_tokens_are_those_of_transformers() -> None:
+    tokens = stored_tokens()
+    assert len(tokens) == len(demo_prompt_ids()) >= 24
+    assert all(len(row) == NEW_TOKENS for row in tokens)
+    again = [0, 9, 13, 16, 22]
+    assert greedy([demo_prompt_ids()[i] for i in again]) == [tokens[i] for i in again]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", SAMPLE, ids=lambda s: f"pp{s['pp_size']}")
+def test_tokens_equal_those_of_transformers(settings: dict[str, Any]) -> None:
+    expected = stored_tokens()
+    params = SamplingParams(max_tokens=NEW_TOKENS, ignore_eos=True)
+    with PPInferEngine("demo", dtype="fp32", **settings) as engine:
+        results = engine.generate(demo_prompt_ids(), params)
+    differing = [r.index for r in results if r.token_ids != expected[r.index]]
+    assert not differing

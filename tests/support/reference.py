@@ -1,0 +1,81 @@
+"""The demo model in ``transformers``: what the pipeline's tokens are held against.
+
+Its greedy tokens for every prompt are kept in ``exactness/reference_tokens.json``, because they take
+minutes; a test computes some of them anew. ``python tests/support/reference.py`` writes the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from ppinfer.engine.tokenizer import Tokenizer
+from ppinfer.weights.checkpoint import open_checkpoint
+from ppinfer.weights.resolve import resolve_model
+from support.demo_prompts import PROMPTS
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+NEW_TOKENS = 48
+STORED = Path(__file__).parents[1] / "exactness" / "reference_tokens.json"
+
+
+def stored_tokens() -> list[list[int]]:
+    """What ``greedy`` gave for every prompt."""
+    tokens: list[list[int]] = json.loads(STORED.read_text())
+    return tokens
+
+
+@lru_cache(maxsize=1)
+def demo_reference() -> Any:
+    """The demo's GGUF file as a fp32 model of ``transformers``."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    path = resolve_model("demo")
+    return AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    ).eval()
+
+
+@lru_cache(maxsize=1)
+def demo_prompt_ids() -> list[list[int]]:
+    """Token ids of every prompt in ``demo_prompts``."""
+    metadata = open_checkpoint(resolve_model("demo")).metadata
+    assert metadata is not None
+    tokenizer = Tokenizer.from_gguf(metadata)
+    return [tokenizer.encode_prompt(prompt)[1] for prompt in PROMPTS]
+
+
+def greedy(prompts: Sequence[Sequence[int]], new_tokens: int = NEW_TOKENS) -> list[list[int]]:
+    """``transformers``' own greedy tokens, one prompt at a time, past any end-of-sequence."""
+    import torch
+
+    model = demo_reference()
+    outputs = []
+    for ids in prompts:
+        inputs = torch.tensor([list(ids)])
+        full = model.generate(
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            eos_token_id=[],
+            pad_token_id=0,
+        )
+        outputs.append(full[0, len(ids) :].tolist())
+    return outputs
+
+
+if __name__ == "__main__":
+    rows = ",\n".join(json.dumps(row) for row in greedy(demo_prompt_ids()))
+    STORED.write_text(f"[\n{rows}\n]\n")
