@@ -10,10 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ppinfer.cli.chat import chat
-from ppinfer.cli.doctor import doctor
-from ppinfer.cli.generate import generate
-from ppinfer.cli.inspect import inspect
+from ppinfer.cli import chat, doctor, generate, inspect
 from ppinfer.cli.terminal import guarded
 from ppinfer.version import __version__
 
@@ -32,7 +29,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (generate, chat, inspect, doctor):
+for _command in (generate.generate, chat.chat, inspect.inspect, doctor.doctor):
     app.command(help=_unwrapped(_command.__doc__))(guarded(_command))
 
 

@@ -143,6 +143,10 @@ class Driver:
         """Plan as many steps as can run now: filling the pipeline comes before waiting for it."""
         while (plan := self._schedule.next_plan()) is not None:
             self._supervisor.broadcast(plan)
+            if plan.new:
+                new = {sequence.seq_id for sequence in plan.new}
+                cached = sum(step.start for step in plan.steps if step.seq_id in new)
+                self._meter.begin().cached_tokens += cached
             self._outstanding.append(_Outstanding(plan.step_id, time.monotonic()))
         if not self._manager.has_unfinished:
             self._meter.end()

@@ -1,10 +1,10 @@
 """Attention over the paged KV cache in plain PyTorch, with one arithmetic for every kind of step.
 
-A row of the result depends on its own sequence alone, bit for bit: not on who shares the batch, nor
-on whether its token came in a prompt, in a chunk of one, or alone. ``AttentionBatch`` (in
-``paged_batch.py``) says which matrices meet; everything here happens on matrices of one fixed shape:
+A row of the result depends on its own sequence alone, bit for bit: not on who shares the batch,
+nor on whether its token came in a prompt, in a chunk of one, or alone. ``AttentionBatch`` (in
+``paged_batch.py``) says which matrices meet; all work is done on matrices of one fixed shape:
 
-- a tile is 8 query rows of one sequence and one KV head: tokens times the query heads that share it;
+- a tile is 8 query rows of one sequence and one KV head: tokens times the heads that share it;
 - a split is 128 positions of a sequence's context, from a multiple of 128 on;
 - for each (tile, split) pair: scores (8, 128), their maximum, powers of two, sums, and the product
   with V, each a matrix product of fixed shape or a reduction of fixed length;
@@ -32,8 +32,8 @@ __all__ = ["AttentionBatch", "paged_attention", "write_kv"]
 _LOG2_E = 1.4426950408889634
 
 _COLUMNS = 16
-"""V is widened to a multiple of this: MKL has kernels for a few left-over columns (seen at 6 and 10)
-that give a row other bits in another place of its tile."""
+"""V is widened to a multiple of this: MKL has kernels for a few left-over columns (seen at 6 and
+at 10) that give a row other bits in another place of its tile."""
 
 
 def write_kv(k_tkd: Tensor, v_tkd: Tensor, cache: tuple[Tensor, Tensor], b: AttentionBatch) -> None:

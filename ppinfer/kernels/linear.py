@@ -58,7 +58,7 @@ class Linear:
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether oneDNN has reordered linears for this dtype on this device."""
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -173,12 +174,14 @@ class AttentionBatch:
         first_split = np.zeros_like(sequence) + lowest // SPLIT
         counts = position_tr[:, -1] // SPLIT - first_split + 1
 
-        groups, order, limits = [], [], self._limits()
+        limits = self._limits()
+        groups: list[TileGroup] = []
+        order: list[_Ints] = []
         by_count = np.argsort(-counts, kind="stable")
         for tiles in _cut(by_count, counts, max(1, limits[1] // heads)):
             if counts[tiles].sum() * heads == 1:
                 tiles = np.repeat(tiles, 2)  # a batch of one matrix product is another routine
-            first_tile = sum(map(len, order))
+            first_tile = sum(len(earlier) for earlier in order)
             order.append(tiles)
             parts = (sequence[tiles], first_split[tiles], counts[tiles], position_tr[tiles])
             groups.append(self._group(first_tile, *parts, window, limits[0]))
@@ -223,7 +226,7 @@ class AttentionBatch:
         cuts = [i * num_pairs // num_pieces for i in range(num_pieces + 1)]
         pieces = [
             self._piece(first, last, sequence[tile_of_pair[first:last]], split[first:last])
-            for first, last in zip(cuts, cuts[1:], strict=False)
+            for first, last in pairwise(cuts)
         ]
         index = self._tensor(tile_of_pair) if len(rounds) > 1 else None
         return TileGroup(first_tile, len(counts), rounds, masks, pieces, index)

@@ -131,8 +131,8 @@ def read_hf_config(
     hidden = require_int(hf, "hidden_size")
     heads = require_int(hf, "num_attention_heads")
     layers = require_int(hf, "num_hidden_layers")
-    kv_heads = heads if hf.get("num_key_value_heads") is None else require_int(
-        hf, "num_key_value_heads"
+    kv_heads = (
+        heads if hf.get("num_key_value_heads") is None else require_int(hf, "num_key_value_heads")
     )
     if heads % kv_heads:
         raise CheckpointError(

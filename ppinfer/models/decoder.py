@@ -1,4 +1,4 @@
-"""One stage's share of a decoder: some layers, and the embedding or the head where they are its own.
+"""One stage's share of a decoder: some layers, and embedding or head where they are its own.
 
 Takes token ids or hidden states, gives hidden states or logits. It never communicates, and between
 two stages nothing is rounded that a single process would not round: where a model is cut changes no

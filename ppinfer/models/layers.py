@@ -56,13 +56,13 @@ class Attention:
         batch: AttentionBatch,
         cache: tuple[Tensor, Tensor],
     ) -> Tensor:
-        heads = self._num_heads, self._num_kv_heads
+        heads = [self._num_heads, self._num_kv_heads]
         qkv = self._qkv(x_te).view(x_te.shape[0], sum(heads) + heads[1], self._head_dim)
         qk, v_tkd = qkv[:, : sum(heads)], qkv[:, sum(heads) :]
         if self._q_norm is not None and self._k_norm is not None:
-            q, k = qk.split(heads, dim=1)
+            q, k = torch.split(qk, heads, dim=1)
             qk = torch.cat((self._q_norm(q), self._k_norm(k)), dim=1)
-        q_thd, k_tkd = rotate(qk, *rotary).split(heads, dim=1)
+        q_thd, k_tkd = torch.split(rotate(qk, *rotary), heads, dim=1)
         write_kv(k_tkd, v_tkd, cache, batch)
         mixed = paged_attention(q_thd, cache, batch, self._window)
         return self._out(mixed.view(x_te.shape[0], -1))

@@ -1,7 +1,7 @@
-"""Fills the parts of a stage from its checkpoint tensors so that memory peaks at the stage's share.
+"""Fills the parts of a stage from its tensors so that memory peaks at the stage's share.
 
-A weight that is reordered exists twice for a moment. So the largest are loaded first, while the rest
-of the share is still empty, and each is read, reordered and released before the next is read.
+A weight that is reordered exists twice for a moment. So the largest are loaded first, while the
+rest of the share is still empty, and each is read, reordered and released before the next is read.
 """
 
 from __future__ import annotations
@@ -35,10 +35,15 @@ class StageParts:
     @property
     def nbytes(self) -> int:
         """Bytes resident; one tensor that serves as embedding and head counts once."""
-        parts = [self.embedding, self.norm, *self.layers]
-        if self.head is not None and not self.head.shares(self.embedding):
-            parts.append(self.head)
-        return sum(part.nbytes for part in parts if part is not None)
+        parts = (self.embedding, self.norm, self.head, *self.layers)
+        total = sum(part.nbytes for part in parts if part is not None)
+        if (
+            self.embedding is not None
+            and self.head is not None
+            and self.head.shares(self.embedding)
+        ):
+            total -= self.embedding.nbytes
+        return total
 
 
 def load_stage(
@@ -138,14 +143,14 @@ class _Loader:
 
     def _linear(self, names: tuple[str, ...], shapes: list[tuple[int, ...]]) -> Linear:
         """One linear layer out of the matrices ``names``, their rows one after the other."""
-        rows = [shape[0] for shape in shapes]
-        kwargs = {"dtype": self._dtype, "device": self._device}
-        weight = torch.empty((sum(rows), shapes[0][1]), **kwargs)
-        for name, part in zip(names, weight.split(rows), strict=True):
-            self._reader.read_into(f"{name}.weight", part)
-        bias = None
-        if f"{names[0].rpartition('.')[2]}.bias" in self._shapes:
-            bias = torch.empty(sum(rows), **kwargs)
-            for name, part in zip(names, bias.split(rows), strict=True):
-                self._reader.read_into(f"{name}.bias", part)
+        has_bias = f"{names[0].rpartition('.')[2]}.bias" in self._shapes
+        rows, columns = [shape[0] for shape in shapes], shapes[0][1]
+        weight = self._merged([f"{name}.weight" for name in names], rows, (columns,))
+        bias = self._merged([f"{name}.bias" for name in names], rows, ()) if has_bias else None
         return Linear(weight, bias)
+
+    def _merged(self, names: list[str], rows: list[int], inner: tuple[int, ...]) -> Tensor:
+        out = torch.empty((sum(rows), *inner), dtype=self._dtype, device=self._device)
+        for name, part in zip(names, torch.split(out, rows), strict=True):
+            self._reader.read_into(name, part)
+        return out

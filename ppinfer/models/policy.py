@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from ppinfer.errors import CheckpointError, UnknownArchitectureError
-from ppinfer.models.config import ModelConfig, read_hf_config
+from ppinfer.models.config import ModelConfig, read_hf_config, require_int
 
 _LAYER_PARTS = {
     "attn_norm": "input_layernorm",
@@ -83,11 +83,8 @@ class MistralForCausalLMPipelinePolicy(PipelinePolicy):
                 "The config gives a Mistral model layer_types, which transformers ignores for it; "
                 "what was meant cannot be told."
             )
-        window = optional_window(hf)
-        layers = int(hf.get("num_hidden_layers") or 0)
-        return read_hf_config(
-            hf, qkv_bias=False, o_bias=False, mlp_bias=False, windows=(window,) * layers
-        )
+        windows = (_window(hf),) * require_int(hf, "num_hidden_layers")
+        return read_hf_config(hf, qkv_bias=False, o_bias=False, mlp_bias=False, windows=windows)
 
 
 class Qwen2ForCausalLMPipelinePolicy(PipelinePolicy):
@@ -196,7 +193,7 @@ def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def optional_window(hf: Mapping[str, Any]) -> int | None:
+def _window(hf: Mapping[str, Any]) -> int | None:
     """``sliding_window``, in positions, or ``None``."""
     window = hf.get("sliding_window")
     if window is not None and (isinstance(window, bool) or not isinstance(window, int)):
@@ -208,14 +205,18 @@ def optional_window(hf: Mapping[str, Any]) -> int | None:
 
 def layer_windows(hf: Mapping[str, Any]) -> tuple[int | None, ...]:
     """Windows by layer as Qwen gives them: ``layer_types``, or those past ``max_window_layers``."""
-    layers = int(hf.get("num_hidden_layers") or 0)
-    window = optional_window(hf) if hf.get("use_sliding_window") else None
+    layers = require_int(hf, "num_hidden_layers")
+    window = _window(hf) if hf.get("use_sliding_window") else None
     types = hf.get("layer_types")
     if types is None:
-        full = int(hf.get("max_window_layers", 28))
+        full = hf.get("max_window_layers", 28)  # the default of transformers
+        if not isinstance(full, int):
+            raise CheckpointError(f"The config has {full!r} for max_window_layers.")
         return tuple(window if i >= full else None for i in range(layers))
-    if len(types) != layers:
-        raise CheckpointError(f"The config has {len(types)} layer_types for {layers} layers.")
-    if unknown := set(types) - {"full_attention", "sliding_attention"}:
-        raise CheckpointError(f"The config has layers of type {', '.join(map(str, unknown))}.")
+    if not isinstance(types, list | tuple) or len(types) != layers:
+        count = len(types) if isinstance(types, list | tuple) else "odd"
+        raise CheckpointError(f"The config has {count} layer_types for {layers} layers.")
+    for kind in types:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise CheckpointError(f"The config has a layer of type {kind}, which is not supported.")
     return tuple(window if kind == "sliding_attention" else None for kind in types)

@@ -122,5 +122,7 @@ def _positive(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise CheckpointError(f"The config's rope settings have {value!r} for {name}.")
     if not (math.isfinite(value) and value > 0):
-        raise CheckpointError(f"The config's rope settings have {value} for {name}; above 0 needed.")
+        raise CheckpointError(
+            f"The config's rope settings have {value} for {name}; above 0 needed."
+        )
     return float(value)

@@ -57,9 +57,7 @@ class Checkpoint:
         return tuple(names) if isinstance(names, list | tuple) else (str(names),)
 
 
-def open_checkpoint(
-    path: str | Path | Mapping[str, Any], load_format: str = "auto"
-) -> Checkpoint:
+def open_checkpoint(path: str | Path | Mapping[str, Any], load_format: str = "auto") -> Checkpoint:
     """Read the directory of the checkpoint at ``path``: a folder or a ``.gguf`` file.
 
     With ``load_format="dummy"`` only the config is read, and may be given itself.

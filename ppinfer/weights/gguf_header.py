@@ -195,7 +195,9 @@ class _Parser:
             for length in shape:
                 count *= length
             if shape[-1] % block or count == 0:
-                raise self._damaged(f"tensor {name[:100]!r} of shape {shape} cannot be {dtype.name}")
+                raise self._damaged(
+                    f"tensor {name[:100]!r} of shape {shape} cannot be {dtype.name}"
+                )
             num_bytes = count // block * block_bytes
             if offset % alignment or base + offset + num_bytes > self._size:
                 raise self._damaged(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,7 +106,8 @@ class TensorReader:
     def _fill(self, entry: TensorEntry, offset: int, out: Tensor) -> None:
         """Fill contiguous ``out`` with the file's bytes from ``offset`` into the tensor on."""
         fd = self._open(entry.file)
-        view = memoryview(out.view(-1).view(torch.uint8).numpy())
+        data: Any = out.view(-1).view(torch.uint8).numpy()
+        view = memoryview(data)
         position = entry.offset + offset
         while view:
             try:

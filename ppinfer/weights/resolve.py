@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from pathlib import Path
 
@@ -15,7 +16,7 @@ _HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 
 
-def resolve_model(model: str | Path) -> Path:
+def resolve_model(model: str | os.PathLike[str]) -> Path:
     """The folder or ``.gguf`` file of ``"demo"``, a path, or a hub id such as ``org/name``.
 
     A hub id is looked up in the local cache of ``huggingface_hub`` and downloaded where it lacks.
@@ -23,13 +24,13 @@ def resolve_model(model: str | Path) -> Path:
     Raises:
         CheckpointError: there is no such folder, the demo is not installed, or the hub fails.
     """
-    name = str(model)
+    name = os.fspath(model)
     if name == DEMO:
         return _demo()
     path = Path(model).expanduser()
     if path.exists():
         return path
-    if isinstance(model, Path) or _looks_like_path(name):
+    if not isinstance(model, str) or _looks_like_path(name):
         kind = "file" if path.suffix == ".gguf" else "folder"
         raise CheckpointError(f"There is no such {kind}: {name}.")
     return _download(name)

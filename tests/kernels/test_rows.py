@@ -27,7 +27,9 @@ def test_linear(inputs: int, outputs: int, bias: bool, dtype: torch.dtype) -> No
     whole = linear(x)
     expected = functional.linear(x.float(), weight.float(), offset.float() if bias else None)
     tolerance = 1e-4 if dtype == torch.float32 else 0.05
-    torch.testing.assert_close(whole.float(), expected, atol=tolerance * inputs**0.5, rtol=tolerance)
+    torch.testing.assert_close(
+        whole.float(), expected, atol=tolerance * inputs**0.5, rtol=tolerance
+    )
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         for count in COUNTS:

@@ -93,7 +93,9 @@ def test_logits_equal_transformers(case: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stages", [1, 2, 3, 4])
 @pytest.mark.parametrize("layers", range(1, 10))
-def test_every_even_partition(layers: int, stages: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_every_even_partition(
+    layers: int, stages: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     if stages > layers:
         pytest.skip("more stages than layers")
     folder = tmp_path_factory.getbasetemp() / f"{layers}-layers"

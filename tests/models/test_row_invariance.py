@@ -15,7 +15,7 @@ LENGTHS = [1, 2, 3, 5, 8, 17, 31, 64, 127, 128, 129, 150, 33, 90, 4, 77]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Odd sizes throughout: groups of 3, heads of 20, an MLP of 92, 4 layers, one of them windowed."""
+    """Odd sizes throughout: groups of 3, heads of 20, an MLP of 92; one layer is windowed."""
     model = make_model(
         "qwen2",
         hidden_size=60,

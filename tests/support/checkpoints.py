@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ class Chain:
         self.config: ModelConfig = policy.model_config(checkpoint.config)
         bounds = [0, *cuts, self.config.num_layers]
         self.stages = []
-        for first, last in zip(bounds, bounds[1:], strict=False):
+        for first, last in pairwise(bounds):
             stage = StageModel(
                 self.config,
                 first,

