@@ -48,6 +48,7 @@ class Pipeline:
     max_model_len: int
     num_blocks: int
     layouts: list[StageLayout]
+    loaded: list[StageLoaded]
     tokenizer: Tokenizer | None
     eos_token_ids: tuple[int, ...]
     notes: list[str]
@@ -141,6 +142,7 @@ def build_pipeline(
         max_model_len=max_model_len,
         num_blocks=num_blocks,
         layouts=_layouts(ranges, loaded, num_blocks),
+        loaded=loaded,
         tokenizer=tokenizer,
         eos_token_ids=model.eos_token_ids,
         notes=[] if note is None else [note],

@@ -92,6 +92,8 @@ class PPInferEngine:
         """Process ids of the stages; ``None`` for one on another host."""
         self.startup_seconds = pipeline.startup_seconds
         """Seconds of each part of the start-up."""
+        self.loaded = pipeline.loaded
+        """What each stage said of its loading: bytes, peak memory, seconds."""
         self.notes = pipeline.notes
         """What was decided otherwise than asked for, each a sentence."""
         self.dtype = pipeline.dtype

@@ -75,7 +75,7 @@ def _attend(q_tkrd: Tensor, cache: tuple[Tensor, Tensor], group: TileGroup) -> T
     """``(t, K, R, D)`` of scaled queries to the same shape of results."""
     _, heads, _, dim = q_tkrd.shape
     num_pairs = group.rounds[-1][1]
-    scores = torch.empty((num_pairs * heads, ROWS, SPLIT), device=q_tkrd.device)
+    scores = q_tkrd.new_empty((num_pairs * heads, ROWS, SPLIT))
     q_pairs = q_tkrd if group.tile_of_pair is None else q_tkrd.index_select(0, group.tile_of_pair)
     q_pairs = q_pairs.view(-1, ROWS, dim)
     for piece in group.pieces:
@@ -95,7 +95,7 @@ def _attend(q_tkrd: Tensor, cache: tuple[Tensor, Tensor], group: TileGroup) -> T
     exp2_(scores)
     sums = s.sum(-1, keepdim=True)
     width = -(-dim // _COLUMNS) * _COLUMNS
-    products = torch.empty((num_pairs * heads, ROWS, width), device=q_tkrd.device)
+    products = q_tkrd.new_empty((num_pairs * heads, ROWS, width))
     for piece in group.pieces:
         values = _gather(cache[1], piece.block_rows, piece.split_of_matrix, dim)
         if width > dim:

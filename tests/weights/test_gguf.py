@@ -38,6 +38,18 @@ def test_round_trip(family: str, qtype: str, tmp_path: Path) -> None:
     torch.testing.assert_close(got, reference_logits(model, ids), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("elements", [1, 100, 700, 1 << 20])
+def test_size_of_the_pieces_changes_nothing(
+    elements: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(make_model("llama", **WIDE), path, "Q8_0")
+    ids = random_ids(10)
+    expected = Chain(path).run(ids)
+    monkeypatch.setattr("ppinfer.weights.reader._PIECE_ELEMENTS", elements)
+    assert torch.equal(Chain(path).run(ids), expected)
+
+
 def test_biases_of_q_and_k_are_put_back_too(tmp_path: Path) -> None:
     model = make_model("llama", **WIDE, attention_bias=True, mlp_bias=True)
     write_gguf(model, tmp_path / "model.gguf")
