@@ -2,8 +2,8 @@
 
     python benchmark/loading.py [--layers 20] > docs/results/loading.md
 
-Makes a sharded checkpoint of about a billion parameters in bf16 (20 layers of hidden size 2048) in a
-temporary folder, and loads it over 2 and 4 stages; then the demo from a cold start over 2 stages.
+Makes a sharded checkpoint of about a billion parameters in bf16 (20 layers of hidden size 2048) in
+a temporary folder, and loads it over 2 and 4 stages; then the demo from a cold start over 2 stages.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def main() -> None:
     print(
         "# Loading\n\n"
         f"Made by `python benchmark/loading.py` with ppinfer {__version__}, torch "
-        f"{torch.__version__}, Python {platform.python_version()}, {torch.get_num_threads()} cores, "
-        f"no GPU. A process that only imports torch peaks at {bare / 1e6:.0f} MB.\n\n"
+        f"{torch.__version__}, Python {platform.python_version()}, {torch.get_num_threads()} "
+        f"cores, no GPU. A process that only imports torch peaks at {bare / 1e6:.0f} MB.\n\n"
         "## A sharded checkpoint in bf16\n\n"
         "Peak is the highest resident memory of the stage process (VmHWM) over the whole load, "
         "reordering included; over is peak less the stage's share.\n\n"

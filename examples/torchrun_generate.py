@@ -1,4 +1,4 @@
-"""The same program on every rank: `torchrun --nproc-per-node 2 examples/torchrun_generate.py [MODEL]`.
+"""One program on every rank: `torchrun --nproc-per-node 2 examples/torchrun_generate.py [MODEL]`.
 
 Every rank keeps one stage. Rank 0 drives and gets the results; on the others generate() returns
 nothing, once rank 0 has closed the engine.

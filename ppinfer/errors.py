@@ -3,7 +3,7 @@
     PPInferError
     ├── ConfigError (ValueError)        a setting is unknown, out of range, or contradicts another
     ├── RequestError (ValueError)       a prompt or its sampling parameters cannot be served
-    ├── CheckpointError                 a model's files are missing, damaged, or disagree with its config
+    ├── CheckpointError                 a model's files are missing, damaged, or not as configured
     │   └── UnknownArchitectureError    no policy is registered for the model's architecture
     ├── CapacityError                   the model or one request does not fit in the memory given
     ├── StageError                      a stage process failed, died, or did not answer in time

@@ -52,7 +52,7 @@ class StageTensors(msgspec.Struct, frozen=True, array_like=True):
     dummy: bool = False
 
 
-class StageSetup(Message):
+class StageSetup(Message, frozen=True):
     """All a stage needs to take its place; sent once, before any plan."""
 
     stage: int
@@ -75,7 +75,7 @@ class StageSetup(Message):
 class DeviceInfo(msgspec.Struct, frozen=True, array_like=True):
     """A device that a stage could use. ``free_bytes`` is its share where stages share a host.
 
-    ``dtypes`` are those of ``config.DTYPES`` that it computes in or, as fp16 on a CPU, stands in for.
+    ``dtypes`` are those of ``config.DTYPES`` that it takes; fp16 on a CPU is computed in fp32.
     """
 
     name: str  # as torch names it: "cpu", "cuda:1"
@@ -84,7 +84,7 @@ class DeviceInfo(msgspec.Struct, frozen=True, array_like=True):
     dtypes: tuple[str, ...]
 
 
-class StageReady(Message):
+class StageReady(Message, frozen=True):
     """The process is up and torch is imported; ``devices`` lists the CPU first."""
 
     stage: int
@@ -94,7 +94,7 @@ class StageReady(Message):
     seconds: float  # from the start of the process
 
 
-class StageLoaded(Message):
+class StageLoaded(Message, frozen=True):
     """Weights are in place and the links to the neighbours stand."""
 
     stage: int
@@ -107,11 +107,11 @@ class StageLoaded(Message):
     notes: tuple[str, ...] = ()
 
 
-class CacheSetup(Message):
+class CacheSetup(Message, frozen=True):
     num_blocks: int
 
 
-class CacheReady(Message):
+class CacheReady(Message, frozen=True):
     stage: int
 
 
@@ -145,7 +145,7 @@ class SequenceStep(msgspec.Struct, frozen=True, array_like=True):
     sample: bool
 
 
-class StepPlan(Message):
+class StepPlan(Message, frozen=True):
     """One step of one micro-batch, the same for every stage.
 
     ``ended`` names sequences whose state a stage may forget, before anything else is done.
@@ -173,7 +173,7 @@ class SampledToken(msgspec.Struct, frozen=True, array_like=True):
     top_logprobs: list[float] = []
 
 
-class StepResult(Message):
+class StepResult(Message, frozen=True):
     """What the last stage drew in one step, in the plan's order."""
 
     step_id: int
@@ -183,11 +183,11 @@ class StepResult(Message):
 # ---------------------------------------------------------------- accounting and end
 
 
-class StatsRequest(Message):
+class StatsRequest(Message, frozen=True):
     pass
 
 
-class StageStats(Message):
+class StageStats(Message, frozen=True):
     """Seconds since the cache was set up; the parts sum to ``wall``."""
 
     stage: int
@@ -203,7 +203,7 @@ class StageStats(Message):
     rss_bytes: int
 
 
-class StageFailure(Message):
+class StageFailure(Message, frozen=True):
     """The stage cannot go on. ``kind`` names an exception of ``ppinfer.errors``.
 
     ``blamed`` is the stage at fault: often a neighbour that this one waited for in vain.
@@ -215,18 +215,16 @@ class StageFailure(Message):
     blamed: int
 
 
-class Shutdown(Message):
+class Shutdown(Message, frozen=True):
     pass
 
 
 ToStage: TypeAlias = StageSetup | CacheSetup | StepPlan | StatsRequest | Shutdown
-ToDriver: TypeAlias = (
-    StageReady | StageLoaded | CacheReady | StepResult | StageStats | StageFailure
-)
+ToDriver: TypeAlias = StageReady | StageLoaded | CacheReady | StepResult | StageStats | StageFailure
 
 _encoder = msgspec.msgpack.Encoder()
-_to_stage = msgspec.msgpack.Decoder(ToStage)
-_to_driver = msgspec.msgpack.Decoder(ToDriver)
+_to_stage: msgspec.msgpack.Decoder[ToStage] = msgspec.msgpack.Decoder(ToStage)
+_to_driver: msgspec.msgpack.Decoder[ToDriver] = msgspec.msgpack.Decoder(ToDriver)
 
 
 def encode(message: Message) -> bytes:

@@ -123,9 +123,7 @@ def _strings(name: str, value: Any) -> tuple[str, ...]:
         raise RequestError(f"{name} must be a string or a list of strings, not {value!r}.")
     strings = tuple(strings)
     if len(strings) > MAX_STOP_STRINGS:
-        raise RequestError(
-            f"{name} takes at most {MAX_STOP_STRINGS} strings, not {len(strings)}."
-        )
+        raise RequestError(f"{name} takes at most {MAX_STOP_STRINGS} strings, not {len(strings)}.")
     if not all(isinstance(s, str) and s for s in strings):
         raise RequestError(f"{name} must hold strings that are not empty, not {value!r}.")
     return strings

@@ -1,4 +1,4 @@
-"""Imports point downward only, and looking at ppinfer costs nothing. Held by reading the imports."""
+"""Imports point downward only, and looking at ppinfer costs nothing: the imports are read."""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from support.checkpoints import make_model, save_model
 from support.processes import Finished, run_cli, run_python
 
@@ -115,9 +114,7 @@ def test_broken_checkpoints(
         (["--device", "cuda"], ["cuda", "GPU"]),
     ],
 )
-def test_settings_that_cannot_be(
-    checkpoint: Path, arguments: list[str], words: list[str]
-) -> None:
+def test_settings_that_cannot_be(checkpoint: Path, arguments: list[str], words: list[str]) -> None:
     fails(run_cli("generate", str(checkpoint), "abc", *arguments), *words)
 
 

@@ -137,8 +137,8 @@ def _show(found: Inspection) -> None:
     held = sum(part.parameters for part in found.stages)
     if held > found.parameters:
         console.print(
-            f"Embedding and head share one matrix; both stages hold it: "
-            f"{(held - found.parameters) / 1e6:,.1f} M parameters twice.",
+            "Embedding and head share one matrix, but each needs its own layout of it: "
+            f"{(held - found.parameters) / 1e6:,.1f} M parameters are held twice.",
             highlight=False,
         )
 

@@ -1,1 +1,1 @@
-"""How stages and driver reach each other: data links between neighbours, control channels to the driver."""
+"""How processes reach each other: data links between stages, control channels to the driver."""

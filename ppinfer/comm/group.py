@@ -59,7 +59,7 @@ def make_link_group(
             nccl_options = dist.ProcessGroupNCCL.Options()
             nccl_options._timeout = limit
             return dist.ProcessGroupNCCL(prefixed, rank, 2, nccl_options)
-        options = dist.ProcessGroupGloo._Options()
+        options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
         options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
         options._timeout = limit
         options._threads = _GLOO_THREADS

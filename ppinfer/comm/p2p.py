@@ -34,9 +34,7 @@ class GroupReceive:
 
 
 class P2PInbox:
-    def __init__(
-        self, group: Any, source: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, group: Any, source: int, dtype: torch.dtype, device: torch.device) -> None:
         self._group = group
         self._source = source
         self._dtype = dtype

@@ -1,7 +1,7 @@
 """From a model and settings to a pipeline that stands: the start-up, in order, with its times.
 
-    spawn stages ──► they import torch ──────► load, side by side ──► allocate KV ──► run
-    read the checkpoint's header ─► cut it ─┘  build the tokenizer ┘
+spawn stages ──► they import torch ──────► load, side by side ──► allocate KV ──► run
+read the checkpoint's header ─► cut it ─┘  build the tokenizer ┘
 """
 
 from __future__ import annotations
@@ -183,5 +183,3 @@ def _layouts(
         )
         for layers, stage in zip(ranges, loaded, strict=True)
     ]
-
-

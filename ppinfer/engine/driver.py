@@ -25,7 +25,7 @@ from ppinfer.schedule.generate import GenerateSchedule
 from ppinfer.schedule.micro_batch import MicroBatchManager
 
 _GRACE_SECONDS = 5.0
-"""A stage that waits for another gives up first, and can name it; the driver waits this much longer."""
+"""A stage that waits for another gives up first and names it; the driver waits this much longer."""
 
 _CHECK_SECONDS = 0.5
 

@@ -190,7 +190,7 @@ class PPInferEngine:
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> Stream:
-        """Like ``generate``, but an iterator of ``RequestDelta`` as tokens come, of all prompts mixed.
+        """Like ``generate``, but yields ``RequestDelta`` as tokens come, of all prompts mixed.
 
         Work begins at once and does not wait for the reader. Closing the iterator aborts the rest.
         """

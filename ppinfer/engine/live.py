@@ -25,7 +25,7 @@ class LiveRequest:
     text: Detokenizer | None = None
 
     def advance(self, sampled: SampledToken, reason: FinishReason | None) -> RequestDelta:
-        """What a new token adds. It sets a finish reason of its own where a stop string is complete."""
+        """What a new token adds; the reason becomes ``stop`` where a stop string is complete."""
         text = ""
         if self.text is not None:
             # A stop token ends the text but is no part of it.

@@ -1,11 +1,11 @@
-"""From what a caller passes to requests: tokens, limits, seeds. Everything is checked here, once."""
+"""From what a caller passes to requests: tokens, limits, seeds. Everything is checked here."""
 
 from __future__ import annotations
 
 import itertools
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -107,7 +107,7 @@ def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
         )
     if prompts and isinstance(prompts[0], int):
         return [prompts]  # type: ignore[list-item]
-    return list(prompts)
+    return cast(list[Prompt], list(prompts))
 
 
 def pair_params(
@@ -160,5 +160,3 @@ def _as_rows(value: Any) -> list[list[int]]:
     if listed and not isinstance(listed[0], list | tuple):
         return [listed]
     return [list(row) for row in listed]
-
-

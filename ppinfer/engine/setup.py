@@ -1,4 +1,4 @@
-"""Decisions between the stages' first report and their first plan: pure functions of what is known."""
+"""Decisions between the stages' first report and their first plan: pure functions."""
 
 from __future__ import annotations
 
@@ -73,9 +73,7 @@ def count_blocks(
     for stage, device in zip(loaded, devices, strict=True):
         share = _CPU_SHARE if device.name == "cpu" else _GPU_SHARE
         budgets.append(config.kv_cache_memory or int(stage.free_bytes * share))
-    counts = [
-        budget // stage.block_bytes for budget, stage in zip(budgets, loaded, strict=True)
-    ]
+    counts = [budget // stage.block_bytes for budget, stage in zip(budgets, loaded, strict=True)]
     poorest = min(range(len(counts)), key=counts.__getitem__)
     if counts[poorest] < 1:
         raise CapacityError(

@@ -1,4 +1,4 @@
-"""Where a model comes from: a path or a model object, read as far as its header, and its tokenizer."""
+"""Where a model comes from: a path or a model object, read as far as its header; its tokenizer."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class ModelSource:
         ]
 
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer that was named, or else the model's own; ``None`` where there is neither."""
+        """The tokenizer that was named, or else the model's own, or ``None``."""
         checkpoint = self._checkpoint
         if self._tokenizer_path is not None:
             checkpoint = open_checkpoint(self._tokenizer_path, "dummy")

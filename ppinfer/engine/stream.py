@@ -22,9 +22,7 @@ class Stream(Iterator[RequestDelta]):
     unfinished.
     """
 
-    def __init__(
-        self, driver: Driver | None, sink: Sink, requests: Sequence[LiveRequest]
-    ) -> None:
+    def __init__(self, driver: Driver | None, sink: Sink, requests: Sequence[LiveRequest]) -> None:
         self._driver = driver
         self._sink = sink
         self._unfinished = {live.index: live.request.seq_id for live in requests}

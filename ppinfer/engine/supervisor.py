@@ -1,4 +1,4 @@
-"""Speaks with all stage processes: start, hand-shake, messages, and a clean end however it comes."""
+"""Speaks with all stage processes: start, hand-shake, messages, and a clean end in any case."""
 
 from __future__ import annotations
 
@@ -15,9 +15,19 @@ from ppinfer import errors
 from ppinfer.comm.control import ChannelClosedError
 from ppinfer.errors import PPInferError, StageError
 from ppinfer.launch.process import StageProcess
-from ppinfer.messages import Message, Shutdown, StageFailure, ToDriver, decode_to_driver, encode
+from ppinfer.messages import (
+    CacheReady,
+    Message,
+    Shutdown,
+    StageFailure,
+    StageLoaded,
+    StageReady,
+    ToDriver,
+    decode_to_driver,
+    encode,
+)
 
-_MessageT = TypeVar("_MessageT", bound=Message)
+_AnswerT = TypeVar("_AnswerT", StageReady, StageLoaded, CacheReady)
 
 _SHUTDOWN_SECONDS = 5.0
 _BLAME_SECONDS = 1.0
@@ -115,11 +125,11 @@ class Supervisor:
 
     def gather(
         self,
-        kind: type[_MessageT],
+        kind: type[_AnswerT],
         timeout: float,
         phase: str,
-        on_message: Callable[[_MessageT], None] | None = None,
-    ) -> list[_MessageT]:
+        on_message: Callable[[_AnswerT], None] | None = None,
+    ) -> list[_AnswerT]:
         """One message of ``kind`` from every stage, in stage order.
 
         Raises:
@@ -127,7 +137,7 @@ class Supervisor:
         """
         self._phase = phase
         deadline = time.monotonic() + timeout
-        found: dict[int, _MessageT] = {}
+        found: dict[int, _AnswerT] = {}
         while len(found) < len(self._stages):
             left = deadline - time.monotonic()
             if left <= 0:
@@ -138,7 +148,7 @@ class Supervisor:
                 )
             for message in self.poll(left):
                 assert isinstance(message, kind), f"{type(message).__name__} while {phase}"
-                found[message.stage] = message  # type: ignore[attr-defined]
+                found[message.stage] = message
                 if on_message is not None:
                     on_message(message)
         self._phase = "running"

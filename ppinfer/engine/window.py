@@ -57,9 +57,7 @@ class Meter:
     ``request_clocks`` asks every stage for its clock; answers come back in the order of asking.
     """
 
-    def __init__(
-        self, layouts: Sequence[StageLayout], request_clocks: Callable[[], None]
-    ) -> None:
+    def __init__(self, layouts: Sequence[StageLayout], request_clocks: Callable[[], None]) -> None:
         self._layouts = layouts
         self._request_clocks = request_clocks
         self._expected: deque[Reading] = deque()

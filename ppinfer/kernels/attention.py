@@ -37,7 +37,11 @@ at 10) that give a row other bits in another place of its tile."""
 
 
 def write_kv(k_tkd: Tensor, v_tkd: Tensor, cache: tuple[Tensor, Tensor], b: AttentionBatch) -> None:
-    """Store the keys and values of the batch's tokens; both pools are ``(N, K, B, D)``."""
+    """Store the keys and values of the batch's tokens; both pools are ``(N, K, B, D)``.
+
+    A block whose first position is written is cleared first: so nobody may begin a block anew
+    that another sequence reads.
+    """
     for new, pool in zip((k_tkd, v_tkd), cache, strict=True):
         if b.fresh_blocks is not None:
             # Masked positions are multiplied by zero, which only finite values survive: what an

@@ -129,7 +129,7 @@ class Relay:
 
 
 def _socket(keys: KeyPair) -> Any:
-    remote = zmq.Context.instance().socket(zmq.PAIR)
+    remote: Any = zmq.Context.instance().socket(zmq.PAIR)
     remote.curve_publickey = keys.public.encode()
     remote.curve_secretkey = keys.secret.encode()
     remote.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)

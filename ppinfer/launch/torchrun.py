@@ -104,7 +104,7 @@ class TorchrunLauncher:
             self._compare(peers)
         except ConfigError as error:
             for rank in range(1, self._rank.world_size):
-                store.set(f"answer{rank}", msgspec.json.encode(_Answer(refusal=str(error))))
+                store.set(f"answer{rank}", _to_text(_Answer(refusal=str(error))))
             raise
         one_host = all(peer.host == _host_id() for peer in peers)
         address = "127.0.0.1" if one_host else local_address(self._rank)
@@ -144,16 +144,14 @@ class TorchrunLauncher:
                     "engine with the same ones."
                 )
 
-    def _connect(
-        self, store: dist.Store, rank: int, keys: KeyPair, address: str
-    ) -> StageProcess:
+    def _connect(self, store: dist.Store, rank: int, keys: KeyPair, address: str) -> StageProcess:
         from ppinfer.launch.relay import Relay, listen
 
         ours, theirs = socket.socketpair()
         remote, endpoint = listen(address, keys)
         self._relays.append(Relay(Channel(theirs), remote))
         answer = _Answer(endpoint=endpoint, server_key=keys.public)
-        store.set(f"answer{rank}", msgspec.json.encode(answer))
+        store.set(f"answer{rank}", _to_text(answer))
         return StageProcess(rank, Channel(ours))
 
 
@@ -166,7 +164,7 @@ class Follower:
         store = _open_store(rank, f"engine{next(_engines)}", config.timeout)
         keys = KeyPair.generate()
         introduction = _Introduction(_host_id(), keys.public, __version__, _digest(config))
-        store.set(f"rank{rank.rank}", msgspec.json.encode(introduction))
+        store.set(f"rank{rank.rank}", _to_text(introduction))
         try:
             answer = msgspec.json.decode(store.get(f"answer{rank.rank}"), type=_Answer)
         except RuntimeError as error:
@@ -176,9 +174,7 @@ class Follower:
         loopback = answer.endpoint.startswith("tcp://127.")
         address = "127.0.0.1" if loopback else local_address(rank)
         self._stage = _spawn_own(rank, config.threads, model_fd, address)
-        self._relay = Relay(
-            self._stage.channel, connect(answer.endpoint, keys, answer.server_key)
-        )
+        self._relay = Relay(self._stage.channel, connect(answer.endpoint, keys, answer.server_key))
 
     def join(self) -> None:
         """Wait until rank 0 closes its engine, or is gone."""
@@ -220,6 +216,10 @@ def _open_store(rank: Rank, prefix: str, timeout: float) -> dist.Store:
         wait_for_workers=False,
     )
     return dist.PrefixStore(f"ppinfer/{prefix}/launch", store)
+
+
+def _to_text(message: _Introduction | _Answer) -> str:
+    return msgspec.json.encode(message).decode()
 
 
 def _digest(config: EngineConfig) -> str:

@@ -1,4 +1,4 @@
-"""Where a stage's time goes. The clock is always in exactly one state, so the parts sum to the wall."""
+"""Where a stage's time goes. The clock is always in one state, so the parts sum to the wall."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def resident_bytes(peak: bool = False) -> int:
 
 def cpu_has_bf16() -> bool:
     """Whether oneDNN has native bf16 arithmetic on this processor."""
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 

@@ -1,4 +1,4 @@
-"""The paged KV cache of one stage: block storage only; which block is whose is the driver's to say."""
+"""The paged KV cache of one stage: storage only; which block is whose is the driver's to say."""
 
 from __future__ import annotations
 

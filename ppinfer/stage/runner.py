@@ -97,7 +97,7 @@ class StageRunner:
     def forward(self, step: Step, hidden: torch.Tensor | None) -> torch.Tensor:
         """Hidden states ``(tokens, hidden_size)`` after this stage's layers.
 
-        ``hidden`` is what the stage before sent; the first stage has none and embeds the plan's ids.
+        ``hidden`` is what the stage before sent; the first stage embeds the plan's ids.
         """
         if hidden is None:
             ids = [token for part in step.plan.steps for token in part.tokens]

@@ -88,9 +88,7 @@ class Sampler:
         self._sequences: dict[int, SequenceSampler] = {}
 
     def add(self, sequence: NewSequence) -> None:
-        self._sequences[sequence.seq_id] = SequenceSampler(
-            sequence, self._vocab_size, self._device
-        )
+        self._sequences[sequence.seq_id] = SequenceSampler(sequence, self._vocab_size, self._device)
 
     def remove(self, seq_id: int) -> None:
         self._sequences.pop(seq_id, None)
@@ -98,7 +96,7 @@ class Sampler:
     def sample(
         self, logits: torch.Tensor, seq_ids: Sequence[int], positions: Sequence[int]
     ) -> list[SampledToken]:
-        """One token a row of ``logits`` ``(rows, vocab)``; ``positions`` are those of the new tokens."""
+        """One token a row of ``logits`` ``(rows, vocab)``, each for its place in ``positions``."""
         highest = logits.argmax(dim=-1).tolist()
         sampled = []
         for row, (seq_id, position) in enumerate(zip(seq_ids, positions, strict=True)):
@@ -111,9 +109,7 @@ class Sampler:
         return sampled
 
 
-def _with_logprobs(
-    seq_id: int, token: int, logits: torch.Tensor, top: int | None
-) -> SampledToken:
+def _with_logprobs(seq_id: int, token: int, logits: torch.Tensor, top: int | None) -> SampledToken:
     if top is None:
         return SampledToken(seq_id, token)
     logprobs = torch.log_softmax(logits.double(), dim=-1)
@@ -124,7 +120,7 @@ def _with_logprobs(
 def _distribution(
     logits: torch.Tensor, temperature: float, top_k: int, top_p: float
 ) -> torch.Tensor:
-    """Probabilities ``(vocab,)`` in float64 after temperature, top-k and top-p; they need not sum to 1."""
+    """Probabilities ``(vocab,)`` in float64 after temperature, top-k and top-p, not normalised."""
     scaled = logits.double() / temperature
     if 0 < top_k < scaled.numel():
         kth = torch.topk(scaled, top_k).values[-1]

@@ -132,7 +132,7 @@ class TestInspect:
         assert result.exit_code == 0
         assert "0-3" in result.stdout
         assert "4-4" in result.stdout
-        assert "both stages hold it" in result.stdout
+        assert "are held twice" in result.stdout
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

@@ -104,9 +104,7 @@ def test_receives_may_be_posted_before_anything_is_sent(link: Links) -> None:
 
 @pytest.mark.parametrize("comm", ["p2p", "broadcast"])
 @pytest.mark.parametrize("num_stages", [1, 3, 4])
-def test_a_chain_of_stages_joins_without_a_ring(
-    comm: str, num_stages: int, tmp_path: Path
-) -> None:
+def test_a_chain_of_stages_joins_without_a_ring(comm: str, num_stages: int, tmp_path: Path) -> None:
     stages = open_pipeline(comm, tmp_path / "store", num_stages, torch.bfloat16)
     assert stages[0].inbox is None
     assert stages[-1].outbox is None

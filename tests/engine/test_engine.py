@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.checkpoints import make_model, random_ids, save_model
 
 from ppinfer import (
     EngineClosedError,
@@ -19,7 +20,6 @@ from ppinfer import (
     RequestError,
     SamplingParams,
 )
-from support.checkpoints import make_model, random_ids, save_model
 
 pytestmark = pytest.mark.slow
 

@@ -92,10 +92,8 @@ def test_the_stage_that_died_is_blamed_not_the_neighbour_that_noticed(
     say(launcher, 2, StageFailure(2, "StageError", "Nothing more came from stage 1.", 1))
     death = threading.Timer(0.2, launcher.stages[1].close)
     death.start()
-    with pytest.raises(StageError, match="Stage 1 died while running") as caught:
-        supervisor._phase = "running"
-        while True:
-            supervisor.poll(5.0)
+    with pytest.raises(StageError, match="Stage 1 died while starting") as caught:
+        supervisor.gather(CacheReady, 5.0, "starting")
     assert caught.value.stage == 1
     death.join()
 

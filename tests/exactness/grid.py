@@ -19,9 +19,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from support.reference import NEW_TOKENS, demo_prompt_ids, stored_tokens
+
 from ppinfer import PPInferEngine, SamplingParams
 from ppinfer.version import __version__
-from support.reference import NEW_TOKENS, demo_prompt_ids, stored_tokens
 
 SIZES = (1, 2, 3, 4)
 MICRO_BATCH_SIZES = (1, 2, 3, 8)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from support.reference import demo_prompt_ids
 
 from ppinfer import PPInferEngine, RequestOutput, SamplingParams
-from support.reference import demo_prompt_ids
 
 PARAMS = [
     SamplingParams(max_tokens=8, temperature=0.9, seed=index, logprobs=20, ignore_eos=True)

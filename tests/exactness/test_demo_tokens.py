@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from support.reference import NEW_TOKENS, demo_prompt_ids, greedy, stored_tokens
 
 from ppinfer import PPInferEngine, SamplingParams
-from support.reference import NEW_TOKENS, demo_prompt_ids, greedy, stored_tokens
 
 SAMPLE: list[dict[str, Any]] = [
     {"pp_size": 1, "micro_batch_size": 8},

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from support.checkpoints import make_model, save_model
 from support.processes import Marked, run_python
 

@@ -1,4 +1,4 @@
-"""Stages joined by links in memory: the same tokens however the model is cut and work is divided."""
+"""Stages joined by links in memory: the same tokens however model and work are divided."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import random
 import time
 
 import pytest
+from support.pipeline_in_threads import PipelineInThreads
 
 from ppinfer.errors import StageError
 from ppinfer.messages import (
@@ -17,7 +18,6 @@ from ppinfer.messages import (
 from ppinfer.models.config import ModelConfig
 from ppinfer.models.policy import LlamaForCausalLMPipelinePolicy
 from ppinfer.sampling import SamplingParams
-from support.pipeline_in_threads import PipelineInThreads
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +75,7 @@ def test_the_parts_of_a_stages_time_sum_to_its_wall_clock(
     elapsed = time.perf_counter() - started
     pipeline.close()
     for stats in (first, last):
-        parts = (
-            stats.compute + stats.sample + stats.wait_plan + stats.wait_input + stats.send
-        )
+        parts = stats.compute + stats.sample + stats.wait_plan + stats.wait_input + stats.send
         assert stats.wall == pytest.approx(parts)
         assert stats.wall <= elapsed
         assert stats.compute > 0

@@ -57,9 +57,13 @@ def test_a_draw_depends_on_seed_position_and_logits_only(logits: torch.Tensor) -
         NewSequence(i, 5, SamplingParams(temperature=0.5 + 0.1 * i, seed=i)) for i in range(1, 8)
     ]
     alone = sample_one(logits, temperature=1.0, seed=11)
-    rows = torch.stack([*(torch.randn(VOCAB) for _ in others[:4]), logits, *(
-        torch.randn(VOCAB) for _ in others[4:]
-    )])
+    rows = torch.stack(
+        [
+            *(torch.randn(VOCAB) for _ in others[:4]),
+            logits,
+            *(torch.randn(VOCAB) for _ in others[4:]),
+        ]
+    )
     order = [*others[:4], NewSequence(99, 5, params), *others[4:]]
     sampler = sampler_of(*order)
     together = sampler.sample(rows, [s.seq_id for s in order], [5] * len(order))
@@ -115,9 +119,7 @@ def test_presence_and_frequency_penalties_count_the_output_alone() -> None:
     ):
         sequence = NewSequence(0, 2, SamplingParams(**params), (), (1, 1))
         sampler = sampler_of(sequence)
-        drawn = [
-            sampler.sample(logits[None], [0], [2 + i])[0].token for i in range(len(expected))
-        ]
+        drawn = [sampler.sample(logits[None], [0], [2 + i])[0].token for i in range(len(expected))]
         assert drawn == expected
 
 

@@ -1,7 +1,7 @@
 """The demo model in ``transformers``: what the pipeline's tokens are held against.
 
-Its greedy tokens for every prompt are kept in ``exactness/reference_tokens.json``, because they take
-minutes; a test computes some of them anew. ``python tests/support/reference.py`` writes the file.
+Its greedy tokens for every prompt are kept in ``exactness/reference_tokens.json``, because they
+take minutes; a test computes some of them anew. ``python tests/support/reference.py`` writes the file.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from support.demo_prompts import PROMPTS
+
 from ppinfer.engine.tokenizer import Tokenizer
 from ppinfer.weights.checkpoint import open_checkpoint
 from ppinfer.weights.resolve import resolve_model
-from support.demo_prompts import PROMPTS
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 NEW_TOKENS = 48

@@ -1,4 +1,4 @@
-"""While it loads, a stage's memory peaks at its own share and little more, measured in a process."""
+"""While it loads, a stage's memory peaks at its own share and little more, seen from outside."""
 
 from __future__ import annotations
 
