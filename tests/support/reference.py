@@ -1,7 +1,7 @@
 """The demo model in ``transformers``: what the pipeline's tokens are held against.
 
 Its greedy tokens for every prompt are kept in ``exactness/reference_tokens.json``, because they
-take minutes; a test computes some of them anew. ``python tests/support/reference.py`` writes the file.
+take minutes; a test computes some of them anew. ``python tests/support/reference.py`` writes it.
 """
 
 from __future__ import annotations
