@@ -144,8 +144,8 @@ def build_pipeline(
         layouts=_layouts(ranges, loaded, num_blocks),
         loaded=loaded,
         tokenizer=tokenizer,
-        eos_token_ids=model.eos_token_ids,
-        notes=[] if note is None else [note],
+        eos_token_ids=_eos_token_ids(model, tokenizer),
+        notes=[*filter(None, [note]), *(tokenizer.notes if tokenizer is not None else ())],
         startup_seconds=timer.seconds,
     )
 
@@ -169,6 +169,12 @@ def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
             f"{model.max_position} tokens."
         )
     return config.max_model_len
+
+
+def _eos_token_ids(model: ModelConfig, tokenizer: Tokenizer | None) -> tuple[int, ...]:
+    """The config's ends and the tokenizer's: fine-tunes often name the end of a turn only there."""
+    more = () if tokenizer is None else tokenizer.eos_token_ids
+    return tuple(sorted({*model.eos_token_ids, *more}))
 
 
 def _layouts(

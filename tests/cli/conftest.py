@@ -6,7 +6,7 @@ import sys
 import types
 
 import pytest
-from fake_engine import FakeEngine
+from support.fake_engine import FakeEngine
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from small_tokenizers import CHATML, CORPUS, train_byte_level, train_sentencepiece
+from support.small_tokenizers import CHATML, CORPUS, train_byte_level, train_sentencepiece
 from tokenizers import models, pre_tokenizers, trainers
 
 from ppinfer.engine.tokenizer import Tokenizer

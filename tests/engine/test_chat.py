@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_tokenizers import CHATML, train_byte_level
+from support.small_tokenizers import CHATML, train_byte_level
 
 from ppinfer.engine import chat
 from ppinfer.engine.chat import ChatTemplate, check_messages

@@ -11,7 +11,7 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_tokenizers import CHATML, train_byte_level
+from support.small_tokenizers import CHATML, train_byte_level
 from tokenizers import pre_tokenizers
 
 from ppinfer.engine.tokenizer import Tokenizer

@@ -3,10 +3,10 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from fake_pipeline import VOCABULARY, expected_output
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from schedule_rig import Rig, make_request
+from support.fake_pipeline import VOCABULARY, expected_output
+from support.schedule_rig import Rig, make_request
 
 from ppinfer.messages import SampledToken, StepResult
 from ppinfer.request import Request

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from fake_engine import FakeEngine, run
+from support.fake_engine import FakeEngine, run
 
 from ppinfer.cli.chat import _Conversation
 from ppinfer.sampling import SamplingParams

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from fake_engine import run
+from support.fake_engine import run
 
 from ppinfer.cli.options import attribute_help, engine_options, sampling_options
 from ppinfer.config import EngineConfig, settings_help

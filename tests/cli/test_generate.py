@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_engine import FakeEngine, run
+from support.fake_engine import FakeEngine, run
 
 from ppinfer.cli import terminal
 from ppinfer.cli.prompts import collect

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fake_pipeline import VOCABULARY, FakePipeline
+from support.fake_pipeline import VOCABULARY, FakePipeline
 
 from ppinfer.messages import StepPlan
 from ppinfer.request import Request
