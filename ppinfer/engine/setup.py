@@ -48,8 +48,8 @@ def choose_dtype(
         return "fp32", f"{name} is not native to {lacking[0].description}; computing in fp32."
     if lacking:
         raise ConfigError(
-            f"dtype {name} is not something {lacking[0].name} ({lacking[0].description}) can "
-            f"compute in; use one of {', '.join(lacking[0].dtypes)}."
+            f"{lacking[0].name} ({lacking[0].description}) cannot compute in {name}; use one of "
+            f"{', '.join(lacking[0].dtypes)}."
         )
     if name == "fp16" and any(device.name == "cpu" for device in devices):
         return "fp32", "fp16 on a CPU is stored and computed in fp32."

@@ -83,15 +83,16 @@ class ModelSource:
 
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer that was named, or else the model's own, or ``None``."""
+        if self._tokenizer_path is not None and self._tokenizer_path.is_dir():
+            return Tokenizer.from_folder(self._tokenizer_path)
         checkpoint = self._checkpoint
         if self._tokenizer_path is not None:
             checkpoint = open_checkpoint(self._tokenizer_path, "dummy")
         assert checkpoint is not None
         if checkpoint.metadata is not None:
             return Tokenizer.from_gguf(checkpoint.metadata)
-        folder = checkpoint.folder
-        if folder is not None and (folder / "tokenizer.json").is_file():
-            return Tokenizer.from_folder(folder)
+        if checkpoint.folder is not None and (checkpoint.folder / "tokenizer.json").is_file():
+            return Tokenizer.from_folder(checkpoint.folder)
         return None
 
     def close(self) -> None:
