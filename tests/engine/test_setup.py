@@ -55,9 +55,7 @@ def test_fp16_on_a_cpu_is_fp32_and_said() -> None:
 
 
 def test_a_dtype_the_device_cannot_do_is_refused() -> None:
-    with pytest.raises(
-        ConfigError, match=r"an old processor\) cannot compute in bf16; use one of fp32"
-    ):
+    with pytest.raises(ConfigError, match=r"an old processor\) cannot compute in bf16; use"):
         choose_dtype("bf16", "fp32", [CPU, OLD_CPU])
     with pytest.raises(ConfigError, match=r"cuda:0 .* cannot compute in bf16"):
         choose_dtype("bf16", "fp32", [gpu(0, "fp32", "fp16")])

@@ -32,20 +32,22 @@ LOPSIDED = {1: (30,), 2: (3, 27), 3: (22, 1, 7), 4: (1, 2, 24, 3)}
 
 
 def grid(full: bool) -> Iterator[dict[str, Any]]:
-    turns = itertools.cycle(CHUNKS)
-    for size in SIZES:
-        for cut, comm in itertools.product(("even", "auto", LOPSIDED[size]), COMMS):
-            if size == 1 and (cut, comm) != ("auto", "p2p"):
-                continue  # one stage has one cut and no link
-            for rows in MICRO_BATCH_SIZES:
-                for chunk in CHUNKS if full else (next(turns),):
-                    yield {
-                        "pp_size": size,
-                        "partition": cut,
-                        "comm": comm,
-                        "micro_batch_size": rows,
-                        "max_prefill_tokens": chunk,
-                    }
+    combinations = [
+        (size, cut, comm, rows)
+        for size in SIZES
+        for cut, comm in itertools.product(("even", "auto", LOPSIDED[size]), COMMS)
+        if size > 1 or (cut, comm) == ("auto", "p2p")  # one stage has one cut and no link
+        for rows in MICRO_BATCH_SIZES
+    ]
+    for turn in range(len(CHUNKS) if full else 1):
+        for index, (size, cut, comm, rows) in enumerate(combinations):
+            yield {
+                "pp_size": size,
+                "partition": cut,
+                "comm": comm,
+                "micro_batch_size": rows,
+                "max_prefill_tokens": CHUNKS[(index + turn) % len(CHUNKS)],
+            }
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from ppinfer import PPInferEngine, SamplingParams
 
 SAMPLE: list[dict[str, Any]] = [
     {"pp_size": 1, "micro_batch_size": 8},
-    {"pp_size": 2, "partition": "auto", "micro_batch_size": 1, "max_prefill_tokens": 7},
+    {"pp_size": 2, "partition": "auto", "micro_batch_size": 1, "max_prefill_tokens": 33},
     {"pp_size": 2, "partition": (3, 27), "micro_batch_size": 3, "comm": "broadcast"},
     {"pp_size": 3, "partition": "even", "micro_batch_size": 8, "max_prefill_tokens": 64,
      "comm": "p2p", "num_micro_batches": 5},
