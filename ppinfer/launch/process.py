@@ -85,6 +85,7 @@ def spawn_stage(
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,  # that of the script is for its own data
             pass_fds=inherited,
             env=_environment(threads),
             start_new_session=True,
