@@ -21,6 +21,7 @@ from ppinfer.engine.supervisor import Launcher, Supervisor
 from ppinfer.errors import RequestError
 from ppinfer.launch import torchrun
 from ppinfer.launch.local import LocalLauncher
+from ppinfer.messages import StageLoaded
 from ppinfer.request import Prompt, RequestDelta, RequestOutput, TokenLogprobs
 from ppinfer.sampling import SamplingParams
 from ppinfer.schedule.block_pool import BlockPool
@@ -66,6 +67,18 @@ class PPInferEngine:
         if rank is not None:
             settings.setdefault("pp_size", rank.world_size)
         self.config = EngineConfig.from_settings(settings)
+        self.stage_pids: list[int | None] = []
+        """Process ids of the stages; ``None`` for one on another host."""
+        self.startup_seconds: dict[str, float] = {}
+        """Seconds of each part of the start-up."""
+        self.loaded: list[StageLoaded] = []
+        """What each stage said of its loading: bytes, peak memory, seconds."""
+        self.notes: list[str] = []
+        """What was decided otherwise than asked for, each a sentence."""
+        self.dtype: str = self.config.dtype
+        """The arithmetic in force."""
+        self.tokenizer: Tokenizer | None = None
+        """The model's tokenizer, where it has one."""
         self._follower: torchrun.Follower | None = None
         launcher: Launcher = LocalLauncher(self.config.pp_size)
         if rank is not None:
@@ -89,16 +102,9 @@ class PPInferEngine:
             supervisor.close()
             raise
         self.stage_pids = supervisor.pids
-        """Process ids of the stages; ``None`` for one on another host."""
-        self.startup_seconds = pipeline.startup_seconds
-        """Seconds of each part of the start-up."""
-        self.loaded = pipeline.loaded
-        """What each stage said of its loading: bytes, peak memory, seconds."""
-        self.notes = pipeline.notes
-        """What was decided otherwise than asked for, each a sentence."""
-        self.dtype = pipeline.dtype
-        """The arithmetic in force."""
-        self._tokenizer = pipeline.tokenizer
+        self.startup_seconds, self.loaded = pipeline.startup_seconds, pipeline.loaded
+        self.notes, self.dtype = pipeline.notes, pipeline.dtype
+        self.tokenizer = pipeline.tokenizer
         self._requests = RequestFactory(
             pipeline.tokenizer,
             vocab_size=pipeline.config.vocab_size,
@@ -201,13 +207,11 @@ class PPInferEngine:
 
     def report(self) -> EngineReport:
         """Figures of the run under way, or else of the last one."""
+        if self._follower is not None:
+            self._follower.join()
+            return EngineReport()
         self._driver.check()
         return self._driver.report()
-
-    @property
-    def tokenizer(self) -> Tokenizer | None:
-        """The model's tokenizer, where it has one."""
-        return self._tokenizer
 
     # ------------------------------------------------------------ end
 
@@ -241,10 +245,10 @@ class PPInferEngine:
             zip(listed, pair_params(params, len(listed)), strict=True)
         ):
             text, ids = self._requests.encode(prompt)
-            if chosen.stop and self._tokenizer is None:
+            if chosen.stop and self.tokenizer is None:
                 raise RequestError("Stop strings need a tokenizer, and this engine has none.")
             decoder = (
-                Detokenizer(self._tokenizer, chosen.stop) if self._tokenizer is not None else None
+                Detokenizer(self.tokenizer, chosen.stop) if self.tokenizer is not None else None
             )
             requests.append(LiveRequest(self._requests.make(ids, chosen), index, sink, decoder))
             texts.append(text)

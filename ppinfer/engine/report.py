@@ -40,11 +40,11 @@ class EngineReport:
     ``time_to_first_token`` is in seconds from the start of the run.
     """
 
-    seconds: float
-    prompt_tokens: int
-    cached_tokens: int
-    new_tokens: int
-    time_to_first_token: float | None
+    seconds: float = 0.0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    new_tokens: int = 0
+    time_to_first_token: float | None = None
     stages: list[StageReport] = field(default_factory=list)
 
     @property
