@@ -112,10 +112,9 @@ class Bar:
         if event != self._event:
             if self._task is not None:
                 self._progress.remove_task(self._task)
-            self._event, self._task = event, self._progress.add_task(event, total=None)
+            self._event, self._task = event, self._progress.add_task(event, total=total)
         assert self._task is not None
-        # A bar without a total pulses: something is going on.
-        self._progress.update(self._task, completed=done, total=total if done else None)
+        self._progress.update(self._task, completed=done, total=total)
 
     def clear(self) -> None:
         """Take the bar away."""
