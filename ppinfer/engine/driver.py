@@ -20,7 +20,6 @@ from ppinfer.engine.supervisor import Supervisor
 from ppinfer.engine.window import Meter
 from ppinfer.errors import EngineClosedError, PPInferError, StageError
 from ppinfer.messages import StageStats, StatsRequest, StepResult
-from ppinfer.request import RequestDelta
 from ppinfer.schedule.generate import GenerateSchedule
 from ppinfer.schedule.micro_batch import MicroBatchManager
 
@@ -28,8 +27,6 @@ _GRACE_SECONDS = 5.0
 """A stage that waits for another gives up first and names it; the driver waits this much longer."""
 
 _CHECK_SECONDS = 0.5
-
-Sink = queue.SimpleQueue[RequestDelta | PPInferError]
 
 
 @dataclass(slots=True)
@@ -157,7 +154,8 @@ class Driver:
         if self._outstanding:
             # Steps queue behind each other: this one's turn begins now.
             self._outstanding[0].since = time.monotonic()
-        self._meter.begin().count_tokens(len(updates))
+        if updates:  # a step of aborted sequences belongs to no run
+            self._meter.begin().count_tokens(len(updates))
         for sampled, reason in updates:
             live = self._live[sampled.seq_id]
             delta = live.advance(sampled, reason)

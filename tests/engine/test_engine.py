@@ -206,6 +206,16 @@ def test_closing_a_stream_aborts_what_is_unfinished(engine: PPInferEngine) -> No
     assert report.new_tokens < 10 * 400
 
 
+def test_a_run_that_was_aborted_keeps_its_figures(engine: PPInferEngine) -> None:
+    stream = engine.stream([random_ids(300)] * 2, SamplingParams(max_tokens=100, ignore_eos=True))
+    next(stream)
+    stream.close()
+    time.sleep(1.0)  # results of the steps that were in flight come in
+    report = engine.report()
+    assert report.prompt_tokens == 600
+    assert report.new_tokens >= 1
+
+
 def test_calls_from_several_threads_do_not_mix(engine: PPInferEngine, model: Any) -> None:
     outputs: dict[int, list[int]] = {}
 
