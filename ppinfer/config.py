@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeAlias, cast
@@ -19,6 +18,7 @@ COMMS = ("auto", "p2p", "broadcast")
 DEVICES = ("auto", "cpu", "cuda")
 LOAD_FORMATS = ("auto", "dummy")
 BLOCK_SIZES = (16, 32, 64, 128)
+MAX_TIMEOUT = 1_000_000
 
 _DTYPE_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "half": "fp16"}
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -89,8 +89,10 @@ class EngineConfig:
         timeout = self.timeout
         if isinstance(timeout, bool) or not isinstance(timeout, int | float):
             raise ConfigError(f"timeout must be a number of seconds, not {timeout!r}.")
-        if not (math.isfinite(timeout) and timeout > 0):
-            raise ConfigError(f"timeout must be above 0 seconds, not {timeout}.")
+        if not 0 < timeout <= MAX_TIMEOUT:
+            raise ConfigError(
+                f"timeout must be above 0 and at most {MAX_TIMEOUT:,} seconds, not {timeout}."
+            )
         if isinstance(self.partition, tuple) and len(self.partition) != self.pp_size:
             raise ConfigError(
                 f"partition {list(self.partition)} names {len(self.partition)} stages, "

@@ -104,7 +104,6 @@ class StageLoaded(Message, frozen=True):
     block_bytes: int  # one KV block on this stage, all its layers
     load_seconds: float
     connect_seconds: float
-    notes: tuple[str, ...] = ()
 
 
 class CacheSetup(Message, frozen=True):

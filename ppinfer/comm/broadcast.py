@@ -10,26 +10,24 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ppinfer.comm.p2p import GroupReceive, P2PInbox, P2POutbox, lost
+from ppinfer.comm.p2p import P2PInbox, P2POutbox
+from ppinfer.comm.transport import Work
 
 
 class BroadcastInbox(P2PInbox):
-    def post(self, shape: tuple[int, ...]) -> GroupReceive:
-        tensor = torch.empty(shape, dtype=self._dtype, device=self._device)
-        return GroupReceive(_broadcast(self._group, tensor), tensor, self._source)
+    def _receive(self, tensor: torch.Tensor) -> Work:
+        return _broadcast(self._group, tensor)
 
 
 class BroadcastOutbox(P2POutbox):
-    def send(self, tensor: torch.Tensor) -> None:
-        try:
-            self._pending.add(_broadcast(self._group, tensor), tensor)
-        except RuntimeError as error:
-            raise lost(self._target, error) from error
+    def _send(self, tensor: torch.Tensor) -> Work:
+        return _broadcast(self._group, tensor)
 
 
-def _broadcast(group: Any, tensor: torch.Tensor) -> Any:
+def _broadcast(group: Any, tensor: torch.Tensor) -> Work:
     options = dist.BroadcastOptions()
     options.rootRank = 0
     options.rootTensor = 0
     options.asyncOp = True
-    return group.broadcast([tensor], options)
+    work: Work = group.broadcast([tensor], options)
+    return work

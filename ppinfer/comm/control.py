@@ -7,6 +7,7 @@ longer than ``MAX_FRAME`` is refused before it is read.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import threading
@@ -20,11 +21,22 @@ class ChannelClosedError(ConnectionError):
     """The other side is gone, or sent what is no frame."""
 
 
-class Channel:
-    """One end of a control channel. ``send`` may be called from any thread, reading from one."""
+class ChannelFullError(ChannelClosedError):
+    """The other side took nothing for as long as a send may wait; the channel is of no more use."""
 
-    def __init__(self, sock: socket.socket) -> None:
+
+class Channel:
+    """One end of a control channel. ``send`` may be called from any thread, reading from one.
+
+    ``send_timeout`` bounds, in seconds, how long a send waits for a reader that takes nothing.
+    """
+
+    def __init__(self, sock: socket.socket, send_timeout: float | None = None) -> None:
         sock.setblocking(True)
+        if send_timeout is not None:
+            seconds, fraction = divmod(send_timeout, 1)
+            limit = struct.pack("@ll", int(seconds), int(fraction * 1e6))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         self._socket = sock
         self._buffer = bytearray()
         self._send_lock = threading.Lock()
@@ -33,14 +45,21 @@ class Channel:
         return self._socket.fileno()
 
     def send(self, data: bytes) -> None:
-        """Raises ``ChannelClosedError`` where the other side is gone."""
+        """Raises ``ChannelClosedError`` where the other side is gone, or takes nothing in time."""
         if len(data) > MAX_FRAME:
             raise ValueError(f"a control frame of {len(data)} bytes is over the limit")
         try:
             with self._send_lock:
                 self._socket.sendall(_LENGTH.pack(len(data)) + data)
+        except BlockingIOError as error:
+            raise ChannelFullError("nothing was taken in time") from error
         except OSError as error:
             raise ChannelClosedError(str(error)) from error
+
+    def send_last(self, data: bytes) -> None:
+        """Say a last word if that can be done at once; whether it arrives does not matter."""
+        with contextlib.suppress(OSError):
+            self._socket.send(_LENGTH.pack(len(data)) + data, socket.MSG_DONTWAIT)
 
     def receive(self) -> bytes:
         """Block until a frame is here. Raises ``ChannelClosedError`` at the end."""

@@ -46,7 +46,8 @@ def make_link_group(
 ) -> Any:
     """The two-rank group of the link between stages ``link`` (rank 0) and ``link + 1`` (rank 1).
 
-    Blocks until both have come. ``address`` is the local address that gloo's sockets bind to.
+    Gloo blocks here until both have come, NCCL at the first exchange (``links.open_links`` makes
+    one). ``address`` is the local address that gloo's sockets bind to.
 
     Raises:
         StageError: the neighbour did not come within ``timeout`` seconds.

@@ -72,8 +72,12 @@ def open_links(
             timeout=timeout,
         )
 
+    # A first exchange, of one element: NCCL connects only then.
     if manager.previous is not None:
         links.inbox = inbox_type(group(manager.previous, 1), manager.previous, dtype, device)
+        links.inbox.post((1,)).wait()
     if manager.next is not None:
         links.outbox = outbox_type(group(manager.stage, 0), manager.next, send_depth)
+        links.outbox.send(torch.zeros(1, dtype=dtype, device=device))
+        links.outbox.flush()
     return links

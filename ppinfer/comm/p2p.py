@@ -26,10 +26,7 @@ class GroupReceive:
         try:
             self._work.wait()
         except RuntimeError as error:
-            raise StageError(
-                f"Nothing more came from stage {self._source}: {first_line(error)}",
-                stage=self._source,
-            ) from error
+            raise nothing_came(self._source, error) from error
         return self._tensor
 
 
@@ -43,9 +40,16 @@ class P2PInbox:
 
     def post(self, shape: tuple[int, ...]) -> GroupReceive:
         tensor = torch.empty(shape, dtype=self._dtype, device=self._device)
-        work = self._group.recv([tensor], 0, self._count % _TAGS)
+        try:
+            work = self._receive(tensor)
+        except RuntimeError as error:
+            raise nothing_came(self._source, error) from error
         self._count += 1
         return GroupReceive(work, tensor, self._source)
+
+    def _receive(self, tensor: torch.Tensor) -> Work:
+        work: Work = self._group.recv([tensor], 0, self._count % _TAGS)
+        return work
 
     def close(self) -> None:
         self._group = None
@@ -60,21 +64,28 @@ class P2POutbox:
 
     def send(self, tensor: torch.Tensor) -> None:
         try:
-            work = self._group.send([tensor], 1, self._count % _TAGS)
-            self._pending.add(work, tensor)
+            self._pending.add(self._send(tensor), tensor)
         except RuntimeError as error:
-            raise lost(self._target, error) from error
+            raise nothing_taken(self._target, error) from error
         self._count += 1
+
+    def _send(self, tensor: torch.Tensor) -> Work:
+        work: Work = self._group.send([tensor], 1, self._count % _TAGS)
+        return work
 
     def flush(self) -> None:
         try:
             self._pending.drain()
         except RuntimeError as error:
-            raise lost(self._target, error) from error
+            raise nothing_taken(self._target, error) from error
 
     def close(self) -> None:
         self._group = None
 
 
-def lost(stage: int, error: RuntimeError) -> StageError:
+def nothing_came(stage: int, error: RuntimeError) -> StageError:
+    return StageError(f"Nothing more came from stage {stage}: {first_line(error)}", stage=stage)
+
+
+def nothing_taken(stage: int, error: RuntimeError) -> StageError:
     return StageError(f"Stage {stage} took nothing more: {first_line(error)}", stage=stage)

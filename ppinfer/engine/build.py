@@ -113,7 +113,7 @@ def build_pipeline(
                     store=supervisor.store,
                     block_size=config.block_size,
                     recv_ahead=config.recv_ahead,
-                    send_depth=config.micro_batches + 1,
+                    send_depth=config.micro_batches,
                     timeout=config.timeout,
                 ),
             )

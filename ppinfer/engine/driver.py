@@ -6,6 +6,8 @@ request gains goes into a queue of its own, however slowly that queue is read.
 
 from __future__ import annotations
 
+import copy
+import os
 import queue
 import threading
 import time
@@ -58,6 +60,7 @@ class Driver:
         self._meter = Meter(layouts, lambda: supervisor.broadcast(StatsRequest()))
         self._failure: PPInferError | None = None
         self._stopping = False
+        self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="ppinfer-driver", daemon=True)
 
     # ------------------------------------------------------------ for other threads
@@ -91,22 +94,33 @@ class Driver:
 
     def check(self) -> None:
         """Raise what ended the driver, if anything did."""
+        if self._pid != os.getpid():
+            raise EngineClosedError(
+                "This engine belongs to the process that made it; make one after the fork."
+            )
         if self._failure is not None:
-            raise self._failure
+            raise _fresh(self._failure)
         if not self._thread.is_alive():
             raise EngineClosedError("This engine is closed; make a new one.")
 
     def close(self) -> None:
-        """Stop the thread and every stage; what is unfinished ends with ``EngineClosedError``."""
-        if self._thread.is_alive():
-            self._leave(self._stop)
-            self._thread.join()
-        else:
+        """Stop the thread and every stage; what is unfinished ends with ``EngineClosedError``.
+
+        May be called again, from any thread. In a forked child it does nothing.
+        """
+        if self._pid != os.getpid():
+            return
+        if not self._thread.is_alive():
             self._supervisor.close()
+            return
+        self._leave(self._stop)
+        if threading.current_thread() is not self._thread:  # where the engine was collected
+            self._thread.join()
 
     def _leave(self, note: Callable[[], None]) -> None:
-        self._notes.put(note)
-        self._supervisor.wake()
+        if self._pid == os.getpid():
+            self._notes.put(note)
+            self._supervisor.wake()
 
     # ------------------------------------------------------------ the thread
 
@@ -125,15 +139,15 @@ class Driver:
                 self._fill()
         except PPInferError as error:
             self._failure = error
-        except Exception as error:
+        except BaseException as error:  # a panic of a native library is no Exception
             self._failure = StageError(f"The driver failed: {type(error).__name__}: {error}")
             self._failure.__cause__ = error
         finally:
             self._supervisor.close()
             reason = self._failure or EngineClosedError("The engine was closed.")
-            self._meter.fail(reason)
+            self._meter.fail(_fresh(reason))
             for live in self._live.values():
-                live.sink.put(reason)
+                live.sink.put(_fresh(reason))
             self._live.clear()
 
     def _fill(self) -> None:
@@ -166,18 +180,24 @@ class Driver:
             live.sink.put(delta)
 
     def _patience(self) -> float | None:
-        """Seconds until the oldest step is overdue; ``None`` while nothing is under way."""
-        if not self._outstanding:
+        """Seconds until the oldest answer is overdue; ``None`` while none is awaited.
+
+        Raises:
+            StageError: it is overdue.
+        """
+        if self._outstanding:
+            oldest = self._outstanding[0]
+            since, stage = oldest.since, len(self._layouts) - 1
+            what = f"finish step {oldest.step_id}"
+        elif (reading := self._meter.unanswered()) is not None:
+            since, stage = reading
+            what = "say where its time went"
+        else:
             return None
-        overdue = self._outstanding[0].since + self._timeout + _GRACE_SECONDS
-        left = overdue - time.monotonic()
+        limit = self._timeout + _GRACE_SECONDS
+        left = since + limit - time.monotonic()
         if left <= 0:
-            last = len(self._layouts) - 1
-            raise StageError(
-                f"Stage {last} did not finish step {self._outstanding[0].step_id} within "
-                f"{self._timeout + _GRACE_SECONDS:g} s.",
-                stage=last,
-            )
+            raise StageError(f"Stage {stage} did not {what} within {limit:g} s.", stage=stage)
         return left
 
     # ------------------------------------------------------------ notes
@@ -199,3 +219,11 @@ class Driver:
 
     def _stop(self) -> None:
         self._stopping = True
+
+
+def _fresh(error: PPInferError) -> PPInferError:
+    """The same error to be raised once more: a traceback grows with every raise, and keeps alive
+    whatever its frames refer to."""
+    again = copy.copy(error)
+    again.__cause__ = error.__cause__
+    return again

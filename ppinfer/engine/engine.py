@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ppinfer.config import EngineConfig
-from ppinfer.engine.build import Progress, build_pipeline
+from ppinfer.engine.build import Pipeline, Progress, build_pipeline
 from ppinfer.engine.detokenizer import Detokenizer
 from ppinfer.engine.driver import Driver
 from ppinfer.engine.live import LiveRequest, Sink
@@ -80,7 +80,7 @@ class PPInferEngine:
         self.tokenizer: Tokenizer | None = None
         """The model's tokenizer, where it has one."""
         self._follower: torchrun.Follower | None = None
-        launcher: Launcher = LocalLauncher(self.config.pp_size)
+        launcher: Launcher = LocalLauncher(self.config.pp_size, self.config.timeout)
         if rank is not None:
             torchrun.check_size(rank, self.config)
         source = ModelSource(model, model_policy, tokenizer, self.config.load_format)
@@ -97,10 +97,13 @@ class PPInferEngine:
 
     def _start(self, supervisor: Supervisor, source: ModelSource, progress: Progress) -> None:
         try:
-            pipeline = build_pipeline(supervisor, source, self.config, progress)
+            self._take_up(supervisor, build_pipeline(supervisor, source, self.config, progress))
         except BaseException:
             supervisor.close()
             raise
+
+    def _take_up(self, supervisor: Supervisor, pipeline: Pipeline) -> None:
+        """Hand the pipeline that stands to a driver."""
         self.stage_pids = supervisor.pids
         self.startup_seconds, self.loaded = pipeline.startup_seconds, pipeline.loaded
         self.notes, self.dtype = pipeline.notes, pipeline.dtype
@@ -124,10 +127,10 @@ class PPInferEngine:
             pipeline.layouts,
             timeout=self.config.timeout,
         )
-        self._driver.start()
         # The driver knows nothing of the engine, so an engine that is dropped can be collected,
         # and takes its stages along; so does the end of the program.
         self._finalizer = weakref.finalize(self, self._driver.close)
+        self._driver.start()
 
     # ------------------------------------------------------------ results
 
@@ -218,6 +221,8 @@ class PPInferEngine:
     def close(self) -> None:
         """End every stage process. Requests under way end with ``EngineClosedError``."""
         self._finalizer()
+        if self._follower is None:
+            self._driver.close()  # waits where another thread is closing
 
     def __enter__(self) -> PPInferEngine:
         return self
@@ -257,7 +262,7 @@ class PPInferEngine:
     def _submit(self, requests: list[LiveRequest]) -> Stream:
         if not requests:
             return Stream.empty()
-        return Stream(self._driver, requests[0].sink, requests)
+        return Stream(self._driver, requests[0].sink, requests, owner=self)
 
 
 def _join(live: LiveRequest, prompt: str | None, deltas: list[RequestDelta]) -> RequestOutput:

@@ -19,11 +19,18 @@ class Stream(Iterator[RequestDelta]):
     """Deltas of some requests in the order in which they come.
 
     The pipeline runs ahead of a slow reader. Closing the stream, or dropping it, aborts what is
-    unfinished.
+    unfinished. ``owner`` (the engine) is kept alive as long as the stream.
     """
 
-    def __init__(self, driver: Driver | None, sink: Sink, requests: Sequence[LiveRequest]) -> None:
+    def __init__(
+        self,
+        driver: Driver | None,
+        sink: Sink,
+        requests: Sequence[LiveRequest],
+        owner: object = None,
+    ) -> None:
         self._driver = driver
+        self._owner = owner
         self._sink = sink
         self._unfinished = {live.index: live.request.seq_id for live in requests}
         if driver is not None:
@@ -37,14 +44,14 @@ class Stream(Iterator[RequestDelta]):
 
     def __next__(self) -> RequestDelta:
         """Raises what ended the requests, where they did not end by themselves."""
-        if not self._unfinished:
-            raise StopIteration
         item = self._wait()
+        if item is None:
+            raise StopIteration
         if isinstance(item, PPInferError):
             self.close()
             raise item
         if item.finish_reason is not None:
-            del self._unfinished[item.index]
+            self._unfinished.pop(item.index, None)
         return item
 
     def close(self) -> None:
@@ -52,13 +59,14 @@ class Stream(Iterator[RequestDelta]):
             self._driver.abort(self._unfinished.values())
             self._unfinished = {}
 
-    def _wait(self) -> RequestDelta | PPInferError:
-        assert self._driver is not None
-        while True:
+    def _wait(self) -> RequestDelta | PPInferError | None:
+        """The next item; ``None`` at the end, also if another thread closes the stream."""
+        while self._unfinished and self._driver is not None:
             try:
                 return self._sink.get(timeout=_CHECK_SECONDS)
             except queue.Empty:
                 self._driver.check()
+        return None
 
     def __enter__(self) -> Stream:
         return self

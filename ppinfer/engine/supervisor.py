@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from ppinfer import errors
-from ppinfer.comm.control import ChannelClosedError
+from ppinfer.comm.control import ChannelClosedError, ChannelFullError
 from ppinfer.errors import PPInferError, StageError
 from ppinfer.launch.process import StageProcess
 from ppinfer.messages import (
@@ -29,7 +29,10 @@ from ppinfer.messages import (
 
 _AnswerT = TypeVar("_AnswerT", StageReady, StageLoaded, CacheReady)
 
+_POLITE_SECONDS = 1.0
 _SHUTDOWN_SECONDS = 5.0
+"""A stage is told to stop, then loses its channel, then is killed."""
+
 _BLAME_SECONDS = 1.0
 """How long the first sign of trouble waits for the stage that caused it to be known."""
 
@@ -58,6 +61,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._waker, self._woken = socket.socketpair()
         self._woken.setblocking(False)
+        self._waker.setblocking(False)  # a wake that finds no room is not needed
         self._selector.register(self._woken, selectors.EVENT_READ, None)
         self._stages: list[StageProcess] = []
         self._phase = "starting"
@@ -85,19 +89,24 @@ class Supervisor:
 
     def send(self, stage: int, message: Message) -> None:
         """Raises ``StageError`` where the stage is gone."""
-        try:
-            self._stages[stage].channel.send(encode(message))
-        except ChannelClosedError:
-            raise self._explain(ended=self._stages[stage]) from None
+        self._send(self._stages[stage], encode(message))
 
     def broadcast(self, message: Message) -> None:
         """The same message to every stage, encoded once."""
         data = encode(message)
         for stage in self._stages:
-            try:
-                stage.channel.send(data)
-            except ChannelClosedError:
-                raise self._explain(ended=stage) from None
+            self._send(stage, data)
+
+    def _send(self, stage: StageProcess, data: bytes) -> None:
+        try:
+            stage.channel.send(data)
+        except ChannelFullError:
+            raise StageError(
+                f"Stage {stage.stage} took no message for too long while {self._phase}.",
+                stage=stage.stage,
+            ) from None
+        except ChannelClosedError:
+            raise self._explain(ended=stage) from None
 
     def poll(self, timeout: float | None) -> list[ToDriver]:
         """Messages that came within ``timeout`` seconds, at once if there are any.
@@ -196,7 +205,9 @@ class Supervisor:
                 f"Stage {stage.stage}{pid} died while {self._phase}: {stage.describe_end()}.",
                 stage=stage.stage,
             )
-        return _as_exception(next(iter(failures.values())))
+        # In a chain of complaints, each about the stage before, the last one is to blame.
+        first = [f for f in failures.values() if f.blamed not in failures]
+        return _as_exception((first or list(failures.values()))[0])
 
     def _listen(
         self, timeout: float, failures: dict[int, StageFailure], gone: list[StageProcess]
@@ -219,13 +230,15 @@ class Supervisor:
             return
         self._closed = True
         for stage in self._stages:
-            with contextlib.suppress(ChannelClosedError):
-                stage.channel.send(encode(Shutdown()))
+            stage.channel.send_last(encode(Shutdown()))
+        polite = time.monotonic() + _POLITE_SECONDS
+        for stage in self._stages:
+            stage.wait(polite - time.monotonic())
+            stage.channel.close()
         deadline = time.monotonic() + _SHUTDOWN_SECONDS
         for stage in self._stages:
             if not stage.wait(deadline - time.monotonic()):
                 stage.kill()
-            stage.channel.close()
         self._selector.close()
         self._waker.close()
         self._woken.close()

@@ -60,7 +60,7 @@ class Meter:
     def __init__(self, layouts: Sequence[StageLayout], request_clocks: Callable[[], None]) -> None:
         self._layouts = layouts
         self._request_clocks = request_clocks
-        self._expected: deque[Reading] = deque()
+        self._expected: deque[tuple[float, Reading]] = deque()
         self._asked: list[tuple[Future[EngineReport], RunWindow, Reading]] = []
         self.window: RunWindow | None = None
 
@@ -76,13 +76,20 @@ class Meter:
 
     def take(self, stats: StageStats) -> None:
         """A stage's answer belongs to the oldest reading that lacks it."""
-        for reading in self._expected:
+        for _, reading in self._expected:
             if stats.stage not in reading:
                 reading[stats.stage] = stats
                 break
-        while self._expected and self._is_complete(self._expected[0]):
+        while self._expected and self._is_complete(self._expected[0][1]):
             self._expected.popleft()
         self._answer()
+
+    def unanswered(self) -> tuple[float, int] | None:
+        """When the oldest open reading was asked for (monotonic), and a stage that it lacks."""
+        if not self._expected:
+            return None
+        asked, reading = self._expected[0]
+        return asked, min(set(range(len(self._layouts))) - reading.keys())
 
     def ask(self, future: Future[EngineReport]) -> None:
         """Resolve ``future`` with the figures of the run under way, or else of the last one."""
@@ -102,7 +109,7 @@ class Meter:
 
     def _read(self) -> Reading:
         reading: Reading = {}
-        self._expected.append(reading)
+        self._expected.append((time.monotonic(), reading))
         self._request_clocks()
         return reading
 

@@ -12,8 +12,9 @@ class LocalLauncher:
 
     store = "inherited"
 
-    def __init__(self, num_stages: int) -> None:
+    def __init__(self, num_stages: int, timeout: float) -> None:
         self._num_stages = num_stages
+        self._timeout = timeout
         self._store_fd: int | None = None
 
     def launch(self, *, threads: int | None, model_fd: int | None) -> list[StageProcess]:
@@ -28,6 +29,7 @@ class LocalLauncher:
                         local_size=self._num_stages,
                         threads=threads or default_threads(self._num_stages),
                         address="127.0.0.1",
+                        timeout=self._timeout,
                         store_fd=self._store_fd,
                         model_fd=model_fd,
                     )

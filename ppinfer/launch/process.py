@@ -11,7 +11,8 @@ import time
 
 from ppinfer.comm.control import Channel
 
-_TERMINATE_SECONDS = 2.0
+_EXIT_SECONDS = 2.0
+"""How long a process whose channel has closed is given to have an exit status."""
 
 
 class StageProcess:
@@ -33,7 +34,7 @@ class StageProcess:
         if self._process is None:
             return "its host closed the connection"
         try:
-            code = self._process.wait(timeout=_TERMINATE_SECONDS)
+            code = self._process.wait(timeout=_EXIT_SECONDS)
         except subprocess.TimeoutExpired:
             return "it closed its control channel"
         if code < 0:
@@ -63,16 +64,20 @@ def spawn_stage(
     local_size: int,
     threads: int,
     address: str,
+    timeout: float,
     store_fd: int | None = None,
     model_fd: int | None = None,
 ) -> StageProcess:
     """Start one stage process on this host; its data sockets bind to ``address``.
 
+    ``timeout`` bounds, in seconds, how long a message to it may wait to be taken.
+
     It gets a session of its own, so that Ctrl-C reaches the driver alone, and ends by itself when
     the other end of its control channel closes, however the driver died.
     """
     ours, theirs = socket.socketpair()
-    command = [sys.executable, "-m", "ppinfer.stage.worker"]
+    # -P: what lies in the current folder is not imported in place of a library.
+    command = [sys.executable, "-P", "-m", "ppinfer.stage.worker"]
     command += ["--stage", str(stage), "--control-fd", str(theirs.fileno())]
     command += ["--local-index", str(local_index), "--local-size", str(local_size)]
     command += ["--address", address, "--started", repr(time.time())]
@@ -82,15 +87,19 @@ def spawn_stage(
             command += [option, str(fd)]
             inherited.append(fd)
     with theirs:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,  # that of the script is for its own data
-            pass_fds=inherited,
-            env=_environment(threads),
-            start_new_session=True,
-        )
-    return StageProcess(stage, Channel(ours), process)
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # that of the script is for its own data
+                pass_fds=inherited,
+                env=_environment(threads),
+                start_new_session=True,
+            )
+        except BaseException:
+            ours.close()
+            raise
+    return StageProcess(stage, Channel(ours, timeout), process)
 
 
 def default_threads(local_size: int) -> int:
@@ -102,6 +111,8 @@ def _environment(threads: int) -> dict[str, str]:
     environment = dict(os.environ)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         environment[name] = str(threads)
+    # On CUDA, a wait for a neighbour then really waits, and fails by name instead of by abort.
+    environment.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
     # The stage must import the same ppinfer as its driver, wherever the script stands.
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     paths = [root, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]

@@ -8,13 +8,15 @@ see on one host: a stream that ends when the other side does.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import ipaddress
 import itertools
 import os
 import socket
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -27,7 +29,7 @@ from ppinfer.version import __version__
 if TYPE_CHECKING:
     import torch.distributed as dist
 
-    from ppinfer.launch.relay import KeyPair, Relay
+    from ppinfer.launch.relay import RelayHub
 
 _engines = itertools.count()
 """Engines of one script are made in the same order on every rank, so their number names them."""
@@ -35,7 +37,11 @@ _engines = itertools.count()
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """What torchrun says of this process."""
+    """What torchrun says of this process, and which of its engines is being made.
+
+    ``meeting`` names the engine in the store: a restarted group finds the store of the attempt
+    before, and must not take its words for new ones.
+    """
 
     rank: int
     world_size: int
@@ -43,6 +49,7 @@ class Rank:
     local_world_size: int
     master_address: str
     master_port: int
+    meeting: str
 
 
 class _Introduction(msgspec.Struct, frozen=True):
@@ -55,14 +62,16 @@ class _Introduction(msgspec.Struct, frozen=True):
 class _Answer(msgspec.Struct, frozen=True):
     endpoint: str = ""
     server_key: str = ""
+    one_host: bool = False
     refusal: str = ""
 
 
 def current_rank() -> Rank | None:
-    """This process's rank, if torchrun started it as one of several."""
+    """This process's rank, if torchrun started it as one of several; once for each engine."""
     environment = os.environ
     if "TORCHELASTIC_RUN_ID" not in environment or int(environment.get("WORLD_SIZE", "1")) < 2:
         return None
+    attempt = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
     return Rank(
         rank=int(environment["RANK"]),
         world_size=int(environment["WORLD_SIZE"]),
@@ -70,6 +79,7 @@ def current_rank() -> Rank | None:
         local_world_size=int(environment["LOCAL_WORLD_SIZE"]),
         master_address=environment["MASTER_ADDR"],
         master_port=int(environment["MASTER_PORT"]),
+        meeting=f"attempt{attempt}/engine{next(_engines)}",
     )
 
 
@@ -88,39 +98,48 @@ class TorchrunLauncher:
     def __init__(self, rank: Rank, config: EngineConfig) -> None:
         self._rank = rank
         self._config = config
-        self._prefix = f"engine{next(_engines)}"
-        self._relays: list[Relay] = []
-        self._authenticator: Any = None
-        self.store = f"tcp:{rank.master_address}:{rank.master_port}/{self._prefix}"
+        self._hub: RelayHub | None = None
+        self._store: dist.Store | None = None  # where rank 0 keeps it, it ends with this
+        self.store = f"tcp:{rank.master_address}:{rank.master_port}/{rank.meeting}"
 
     def launch(self, *, threads: int | None, model_fd: int | None) -> list[StageProcess]:
         """Raises ``ConfigError`` where the ranks do not agree, ``StageError`` if one is missing."""
-        from ppinfer.launch.relay import KeyPair, allow_keys
+        from ppinfer.launch.relay import RelayHub
 
-        store = _open_store(self._rank, self._prefix, self._config.timeout)
-        keys = KeyPair.generate()
-        peers = [self._introduction(store, rank) for rank in range(1, self._rank.world_size)]
+        self._store = store = _open_store(self._rank, self._config.timeout)
+        ranks = range(1, self._rank.world_size)
+        stages: list[StageProcess] = []
         try:
+            peers = [self._introduction(store, rank) for rank in ranks]
             self._compare(peers)
-        except ConfigError as error:
-            for rank in range(1, self._rank.world_size):
-                store.set(f"answer{rank}", _to_text(_Answer(refusal=str(error))))
+            one_host = all(peer.host == _host_id() for peer in peers)
+            address = "127.0.0.1" if one_host else local_address(self._rank)
+            self._hub = RelayHub(self._config.timeout)
+            self._hub.allow(peer.public_key for peer in peers)
+            stages.append(_spawn_own(self._rank, self._config, model_fd, address))
+            for rank in ranks:
+                ours, theirs = socket.socketpair()
+                stages.append(StageProcess(rank, Channel(ours, self._config.timeout)))
+                endpoint = self._hub.listen(address, Channel(theirs, self._config.timeout))
+                answer = _Answer(endpoint, self._hub.public_key, one_host)
+                store.set(f"answer{rank}", _to_text(answer))
+        except BaseException as error:
+            with contextlib.suppress(Exception):
+                for rank in ranks:  # those that came need not wait for the others
+                    refusal = f"Rank 0 could not start: {error}"
+                    store.set(f"answer{rank}", _to_text(_Answer(refusal=refusal)))
+            for stage in stages:
+                stage.kill()
+                stage.channel.close()
+            self.close()
             raise
-        one_host = all(peer.host == _host_id() for peer in peers)
-        address = "127.0.0.1" if one_host else local_address(self._rank)
-        self._authenticator = allow_keys([peer.public_key for peer in peers])
-        stages = [_spawn_own(self._rank, threads, model_fd, address)]
-        for number, _ in enumerate(peers, start=1):
-            stages.append(self._connect(store, number, keys, address))
         return stages
 
     def close(self) -> None:
-        for relay in self._relays:
-            relay.join()
-        self._relays.clear()
-        if self._authenticator is not None:
-            self._authenticator.stop()
-            self._authenticator = None
+        if self._hub is not None:
+            self._hub.close()
+            self._hub = None
+        self._store = None
 
     def _introduction(self, store: dist.Store, rank: int) -> _Introduction:
         try:
@@ -144,26 +163,17 @@ class TorchrunLauncher:
                     "engine with the same ones."
                 )
 
-    def _connect(self, store: dist.Store, rank: int, keys: KeyPair, address: str) -> StageProcess:
-        from ppinfer.launch.relay import Relay, listen
-
-        ours, theirs = socket.socketpair()
-        remote, endpoint = listen(address, keys)
-        self._relays.append(Relay(Channel(theirs), remote))
-        answer = _Answer(endpoint=endpoint, server_key=keys.public)
-        store.set(f"answer{rank}", _to_text(answer))
-        return StageProcess(rank, Channel(ours))
-
 
 class Follower:
     """Any other rank: keeps a stage for rank 0 until rank 0 closes its engine."""
 
     def __init__(self, rank: Rank, config: EngineConfig, model_fd: int | None) -> None:
-        from ppinfer.launch.relay import KeyPair, Relay, connect
+        from ppinfer.launch.relay import RelayHub
 
-        store = _open_store(rank, f"engine{next(_engines)}", config.timeout)
-        keys = KeyPair.generate()
-        introduction = _Introduction(_host_id(), keys.public, __version__, _digest(config))
+        self._pid = os.getpid()
+        store = _open_store(rank, config.timeout)
+        hub = RelayHub(config.timeout)
+        introduction = _Introduction(_host_id(), hub.public_key, __version__, _digest(config))
         store.set(f"rank{rank.rank}", _to_text(introduction))
         try:
             answer = msgspec.json.decode(store.get(f"answer{rank.rank}"), type=_Answer)
@@ -171,51 +181,85 @@ class Follower:
             raise StageError(f"Rank 0 did not answer within {config.timeout:g} s.") from error
         if answer.refusal:
             raise ConfigError(answer.refusal)
-        loopback = answer.endpoint.startswith("tcp://127.")
-        address = "127.0.0.1" if loopback else local_address(rank)
-        self._stage = _spawn_own(rank, config.threads, model_fd, address)
-        self._relay = Relay(self._stage.channel, connect(answer.endpoint, keys, answer.server_key))
+        address = "127.0.0.1" if answer.one_host else local_address(rank)
+        self._stage = _spawn_own(rank, config, model_fd, address)
+        self._hub = hub
+        try:
+            self._relay = hub.connect(answer.endpoint, answer.server_key, self._stage.channel)
+        except BaseException:
+            self._stage.kill()
+            self._stage.channel.close()
+            raise
 
     def join(self) -> None:
         """Wait until rank 0 closes its engine, or is gone."""
         self._relay.join()
 
     def close(self) -> None:
-        self.join()
+        if self._pid != os.getpid():
+            return
+        self._hub.close()
         if not self._stage.wait(5.0):
             self._stage.kill()
 
 
 def local_address(rank: Rank) -> str:
-    """The address of this host on the way to the one that the user named as master."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((rank.master_address, rank.master_port))
-        return str(probe.getsockname()[0])
+    """The address of this host that the others can reach: the one on the way to the master.
+
+    Raises:
+        ConfigError: it is loopback, which other hosts cannot reach.
+    """
+    try:
+        target = socket.getaddrinfo(rank.master_address, rank.master_port, type=socket.SOCK_DGRAM)[
+            0
+        ]
+        with socket.socket(target[0], socket.SOCK_DGRAM) as probe:
+            probe.connect(target[4])
+            address = str(probe.getsockname()[0])
+    except OSError as error:
+        raise ConfigError(
+            f"The master address {rank.master_address} cannot be used: {error.strerror}."
+        ) from error
+    if ipaddress.ip_address(address).is_loopback:
+        raise ConfigError(
+            f"The master address {rank.master_address} is loopback on its own host, which other "
+            "hosts cannot reach; give torchrun an address with --master-addr or --rdzv-endpoint."
+        )
+    return address
 
 
-def _spawn_own(rank: Rank, threads: int | None, model_fd: int | None, address: str) -> StageProcess:
+def _spawn_own(
+    rank: Rank, config: EngineConfig, model_fd: int | None, address: str
+) -> StageProcess:
     return spawn_stage(
         rank.rank,
         local_index=rank.local_rank,
         local_size=rank.local_world_size,
-        threads=threads or default_threads(rank.local_world_size),
+        threads=config.threads or default_threads(rank.local_world_size),
         address=address,
+        timeout=config.timeout,
         model_fd=model_fd,
     )
 
 
-def _open_store(rank: Rank, prefix: str, timeout: float) -> dist.Store:
+def _open_store(rank: Rank, timeout: float) -> dist.Store:
+    """Raises ``StageError`` where nobody answers at the master's address."""
     import torch.distributed as dist
 
-    store = dist.TCPStore(
-        rank.master_address,
-        rank.master_port,
-        # torchrun's agent keeps the store, unless it was told to leave that to rank 0.
-        is_master=rank.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
-        timeout=timedelta(seconds=timeout),
-        wait_for_workers=False,
-    )
-    return dist.PrefixStore(f"ppinfer/{prefix}/launch", store)
+    try:
+        store = dist.TCPStore(
+            rank.master_address,
+            rank.master_port,
+            # torchrun's agent keeps the store, unless it was told to leave that to rank 0.
+            is_master=rank.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+            timeout=timedelta(seconds=timeout),
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
+    except RuntimeError as error:
+        where = f"{rank.master_address}:{rank.master_port}"
+        raise StageError(f"The store at {where} cannot be reached: {error}", stage=0) from error
+    return dist.PrefixStore(f"{rank.meeting}/launch", store)
 
 
 def _to_text(message: _Introduction | _Answer) -> str:

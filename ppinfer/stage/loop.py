@@ -88,7 +88,7 @@ class StageLoop:
         assert self._links.inbox is not None
         posted = 0
         for pending in self._pending:
-            if posted == self._recv_ahead:
+            if posted > self._recv_ahead:  # the plan that is computed next, and those ahead of it
                 break
             if isinstance(pending.message, StepPlan):
                 posted += 1

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ppinfer.errors import StageError
 from ppinfer.messages import NewSequence, SampledToken
 from ppinfer.stage.philox import uniform
 
@@ -96,8 +97,18 @@ class Sampler:
     def sample(
         self, logits: torch.Tensor, seq_ids: Sequence[int], positions: Sequence[int]
     ) -> list[SampledToken]:
-        """One token a row of ``logits`` ``(rows, vocab)``, each for its place in ``positions``."""
-        highest = logits.argmax(dim=-1).tolist()
+        """One token a row of ``logits`` ``(rows, vocab)``, each for its place in ``positions``.
+
+        Raises:
+            StageError: there is a NaN among the logits.
+        """
+        best = logits.argmax(dim=-1)
+        if logits.gather(1, best[:, None]).isnan().any():  # a NaN counts as the highest
+            raise StageError(
+                "The last stage computed logits that are no numbers; the weights are damaged, or "
+                "too large for the dtype: try fp32 or bf16."
+            )
+        highest = best.tolist()
         sampled = []
         for row, (seq_id, position) in enumerate(zip(seq_ids, positions, strict=True)):
             sampler = self._sequences[seq_id]

@@ -7,6 +7,7 @@ the driver is gone; the main thread loads the stage's tensors and then runs the 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import queue
 import socket
@@ -82,7 +83,9 @@ class StageWorker:
         except ChannelClosedError:
             os._exit(0)  # the driver is gone; the main thread may be blocked anywhere
         except msgspec.DecodeError as error:
-            self.fail(errors.StageError(f"a control message could not be read: {error}"))
+            self.fail(errors.StageError(f"A control message could not be read: {error}"))
+        except BaseException as error:
+            self.fail(error)
 
     def _expect(self, kind: type[_MessageT]) -> _MessageT:
         message = self._inbox.get()
@@ -138,6 +141,8 @@ class StageWorker:
             device=device,
         )
         model.load(_own_descriptors(setup, arguments.model_fd).tensors)
+        if arguments.model_fd >= 0:
+            os.close(arguments.model_fd)  # the last one to do so frees the model in memory
         self.send(
             StageLoaded(
                 stage=setup.stage,
@@ -179,7 +184,7 @@ class StageWorker:
         """Say why, and end the process; a traceback is shown only for what nobody foresaw."""
         if isinstance(error, errors.PPInferError):
             kind, message = type(error).__name__, str(error)
-        elif isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        elif _is_out_of_memory(error):
             kind = "CapacityError"
             message = f"Stage {self._arguments.stage} ran out of memory: {error}"
         else:
@@ -195,6 +200,13 @@ class StageWorker:
             pass
         sys.stderr.flush()
         os._exit(1)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    text = str(error).lower()
+    return "out of memory" in text or "not enough memory" in text
 
 
 def _own_descriptors(setup: StageSetup, model_fd: int) -> StageSetup:
