@@ -39,6 +39,7 @@ def test_unknown_settings_name_the_nearest() -> None:
         ({"kv_cache_memory": "lots"}, "2GB"),
         ({"kv_cache_memory": 0}, "2GB"),
         ({"timeout": float("nan")}, "timeout must be above 0"),
+        ({"timeout": 1e9}, "at most 1,000,000 seconds"),
         ({"timeout": "soon"}, "timeout must be a number"),
         ({"num_micro_batches": 0}, "num_micro_batches must be"),
         ({"prefix_caching": 1}, "prefix_caching must be true or false"),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppinfer.comm.control import MAX_FRAME, Channel, ChannelClosedError
+from ppinfer.comm.control import MAX_FRAME, Channel, ChannelClosedError, ChannelFullError
 
 
 @pytest.fixture
@@ -50,6 +50,16 @@ def test_the_end_is_told_after_all_whole_frames(pair: tuple[Channel, Channel]) -
     with pytest.raises(ChannelClosedError):
         right.receive()
     right.close()
+
+
+def test_a_reader_that_takes_nothing_is_not_waited_for_for_ever() -> None:
+    left, right = socket.socketpair()
+    channel = Channel(left, send_timeout=0.2)
+    with right, pytest.raises(ChannelFullError):
+        while True:
+            channel.send(b"x" * 100_000)
+    channel.send_last(b"does not block either")
+    channel.close()
 
 
 def test_an_absurd_length_is_refused() -> None:

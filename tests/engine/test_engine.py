@@ -206,6 +206,20 @@ def test_closing_a_stream_aborts_what_is_unfinished(engine: PPInferEngine) -> No
     assert report.new_tokens < 10 * 400
 
 
+def test_a_stream_may_be_closed_by_another_thread(engine: PPInferEngine) -> None:
+    stream = engine.stream([[1]] * 12, SamplingParams(max_tokens=400, ignore_eos=True))
+    threading.Timer(0.3, stream.close).start()
+    for _ in stream:
+        pass
+
+
+def test_a_stream_keeps_its_engine(folder: Path) -> None:
+    def start() -> Iterator[Any]:
+        return PPInferEngine(folder).stream([[1]], SamplingParams(max_tokens=5, ignore_eos=True))
+
+    assert len(list(start())) == 5
+
+
 def test_a_run_that_was_aborted_keeps_its_figures(engine: PPInferEngine) -> None:
     stream = engine.stream([random_ids(300)] * 2, SamplingParams(max_tokens=100, ignore_eos=True))
     next(stream)

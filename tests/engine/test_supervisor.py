@@ -117,6 +117,22 @@ def test_a_complaint_that_nobody_confirms_is_believed_after_a_while(
     assert caught.value.stage == 1
 
 
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_in_a_chain_of_complaints_the_silent_stage_is_blamed(
+    launcher: SocketLauncher, supervisor: Supervisor, order: tuple[int, int]
+) -> None:
+    for stage in order:
+        say(launcher, stage, StageFailure(stage, "StageError", f"{stage - 1}?", stage - 1))
+    with pytest.raises(StageError) as caught:
+        supervisor.poll(5.0)
+    assert caught.value.stage == 0
+
+
+def test_waking_never_blocks(supervisor: Supervisor) -> None:
+    for _ in range(2000):
+        supervisor.wake()
+
+
 def test_rubbish_is_refused_and_named(launcher: SocketLauncher, supervisor: Supervisor) -> None:
     launcher.stages[1].send(b"\x93\x01\x02")
     with pytest.raises(StageError, match="Stage 1 sent a message that could not be read"):

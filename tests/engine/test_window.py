@@ -73,6 +73,17 @@ def test_before_any_run_the_figures_are_nought(meter: Meter) -> None:
     assert [stage.weight_bytes for stage in report.stages] == [100, 200]
 
 
+def test_an_open_reading_names_who_has_not_answered(meter: Meter) -> None:
+    assert meter.unanswered() is None
+    meter.begin()
+    meter.take(clock(0, 1.0))
+    found = meter.unanswered()
+    assert found is not None
+    assert found[1] == 1
+    meter.take(clock(1, 1.0))
+    assert meter.unanswered() is None
+
+
 def test_whoever_waits_is_told_of_the_end(meter: Meter) -> None:
     meter.begin()
     future = ask(meter)

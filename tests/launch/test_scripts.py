@@ -135,6 +135,64 @@ def test_engines_in_a_row_leave_no_descriptor(folder: Path) -> None:
     assert len(set(done.out.split())) == 1, done.out
 
 
+def test_a_forked_child_leaves_the_engine_alone(folder: Path) -> None:
+    done = run_python(
+        "import os, sys\n"
+        "from ppinfer import PPInferEngine, PPInferError, SamplingParams\n"
+        "engine = PPInferEngine(sys.argv[1], pp_size=2)\n"
+        "if os.fork() == 0:\n"
+        "    try:\n"
+        "        engine.generate([[1]])\n"
+        "    except PPInferError as error:\n"
+        "        print(error, flush=True)\n"
+        "    sys.exit()\n"
+        "os.wait()\n"
+        "print(len(engine.generate([[1, 2]], SamplingParams(max_tokens=3))[0].token_ids))\n",
+        str(folder),
+    )
+    assert done.status == 0, done.err
+    child, parent = done.out.splitlines()
+    assert "belongs to the process that made it" in child
+    assert parent == "3"
+
+
+def test_nothing_in_the_current_folder_is_imported(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "msgspec.py").write_text("raise SystemExit('foreign code')")
+    done = run_python(
+        "import os, sys\n"
+        "from ppinfer import PPInferEngine, SamplingParams\n"
+        "os.chdir(sys.argv[2])\n"
+        "with PPInferEngine(sys.argv[1]) as engine:\n"
+        "    print(len(engine.generate([[1]], SamplingParams(max_tokens=2))[0].token_ids))\n",
+        str(folder),
+        str(tmp_path),
+    )
+    assert (done.status, done.out) == (0, "2\n"), done.err
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ("engine.generate([[1, 2]], SamplingParams(max_tokens=3))", "from stage 0"),
+        ("engine.report()", "Stage 0 did not say where its time went"),
+    ],
+)
+def test_a_stage_that_hangs_is_named_and_killed(folder: Path, call: str, words: str) -> None:
+    done = run_python(
+        "import os, signal, sys\n"
+        "from ppinfer import PPInferEngine, PPInferError, SamplingParams\n"
+        "engine = PPInferEngine(sys.argv[1], pp_size=2, timeout=2)\n"
+        "os.kill(engine.stage_pids[0], signal.SIGSTOP)\n"
+        "try:\n"
+        f"    {call}\n"
+        "except PPInferError as error:\n"
+        "    sys.exit(str(error))\n",
+        str(folder),
+    )
+    assert done.status == 1
+    assert words in done.err
+
+
 # ---------------------------------------------------------------- torchrun
 
 PROGRAM = """
@@ -153,14 +211,16 @@ except PPInferError as error:
 """
 
 
-def torchrun(tmp_path: Path, code: str, *arguments: str, ranks: int = 2) -> tuple[int, str, str]:
+def torchrun(
+    tmp_path: Path, code: str, *arguments: str, ranks: int = 2, options: tuple[str, ...] = ()
+) -> tuple[int, str, str]:
     script = tmp_path / "script.py"
     script.write_text(code)
     marked = Marked.new()
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks),
          "--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0",
-         str(script), *arguments],
+         *options, str(script), *arguments],
         capture_output=True, text=True, timeout=120, env=marked.environment, check=False,
     )  # fmt: skip
     marked.assert_all_gone()
@@ -189,6 +249,31 @@ def test_ranks_that_disagree_are_refused_in_seconds(folder: Path, tmp_path: Path
     assert status != 0
     assert "Rank 1 was given other settings than rank 0" in err
     assert time.monotonic() - started < 40
+
+
+def test_two_engines_may_live_at_once_under_torchrun(folder: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from ppinfer import PPInferEngine, SamplingParams\n"
+        "params = SamplingParams(max_tokens=4)\n"
+        "engines = [PPInferEngine(sys.argv[1]) for _ in range(2)]\n"
+        "for engine in engines:\n"
+        "    for result in engine.generate([[1, 2, 3]], params):\n"
+        "        print('tokens', *result.token_ids)\n"
+        "    engine.close()\n"
+    )
+    status, out, err = torchrun(tmp_path, code, str(folder))
+    assert status == 0, err
+    assert len(out.splitlines()) == 2
+
+
+def test_a_group_that_is_restarted_meets_anew(folder: Path, tmp_path: Path) -> None:
+    code = PROGRAM.format(size={}) + (
+        "if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n    sys.exit(3)\n"
+    )
+    status, out, err = torchrun(tmp_path, code, str(folder), options=("--max-restarts", "1"))
+    assert status == 0, err
+    assert len([line for line in out.splitlines() if line.startswith("tokens")]) == 4
 
 
 def test_a_pipeline_size_other_than_the_ranks_is_refused(folder: Path, tmp_path: Path) -> None:

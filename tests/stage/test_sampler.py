@@ -16,6 +16,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from ppinfer.errors import StageError
 from ppinfer.messages import NewSequence, SampledToken
 from ppinfer.sampling import SamplingParams
 from ppinfer.stage.sampler import Sampler
@@ -139,6 +140,12 @@ def test_logprobs_are_of_the_unchanged_logits(logits: torch.Tensor) -> None:
     assert sampled.top_logprobs == pytest.approx(best.values.tolist())
     assert sample_one(logits, logprobs=0).top_ids == []
     assert sample_one(logits).logprob is None
+
+
+def test_logits_that_are_no_numbers_are_refused(logits: torch.Tensor) -> None:
+    logits[5] = torch.nan
+    with pytest.raises(StageError, match="no numbers"):
+        sample_one(logits)
 
 
 def test_every_token_can_be_drawn_at_the_edges_of_the_interval() -> None:
