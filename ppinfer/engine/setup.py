@@ -67,12 +67,17 @@ def count_blocks(
     Without ``kv_cache_memory`` the pool is as large as all slots can ever use, if that is free.
 
     Raises:
-        CapacityError: not even one block fits.
+        CapacityError: not even one block fits, or more was asked for than is free.
     """
     budgets = []
     for stage, device in zip(loaded, devices, strict=True):
         share = _CPU_SHARE if device.name == "cpu" else _GPU_SHARE
         budgets.append(config.kv_cache_memory or int(stage.free_bytes * share))
+        if budgets[-1] > stage.free_bytes:
+            raise CapacityError(
+                f"kv_cache_memory is {config.kv_cache_memory:,} bytes, but stage {stage.stage} has "
+                f"{stage.free_bytes:,} free; lower it."
+            )
     counts = [budget // stage.block_bytes for budget, stage in zip(budgets, loaded, strict=True)]
     poorest = min(range(len(counts)), key=counts.__getitem__)
     if counts[poorest] < 1:

@@ -73,6 +73,12 @@ def test_the_pool_is_no_larger_than_all_slots_can_use() -> None:
     assert count_blocks([loaded(10**9, 10)], [CPU], config, 100) == 2 * 3 * 7
 
 
+def test_more_than_is_free_is_refused() -> None:
+    config = EngineConfig(pp_size=2, kv_cache_memory=3000)
+    with pytest.raises(CapacityError, match="3,000 bytes, but stage 1 has 2,000 free"):
+        count_blocks([loaded(9999, 10), loaded(2000, 10, 1)], [CPU] * 2, config, 512)
+
+
 def test_a_pool_without_a_block_is_refused() -> None:
     config = EngineConfig(pp_size=2, kv_cache_memory=30)
     with pytest.raises(CapacityError, match="Stage 1 has 30 bytes"):

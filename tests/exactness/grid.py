@@ -1,9 +1,9 @@
 """Greedy tokens of the demo model against ``transformers`` over a grid of settings.
 
-    python tests/exactness/grid.py [--full] > docs/results/exactness.md
+    python tests/exactness/grid.py [--turns N] > docs/results/exactness.md
 
-Without ``--full``, every pipeline size meets every partition and transport, and each of those meets
-every micro-batch size, with the chunk sizes taking turns. With it, everything meets everything.
+In one turn, every pipeline size meets every partition and transport, and each of those meets every
+micro-batch size, while the chunk sizes rotate. After three turns everything has met everything.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COMMS = ("p2p", "broadcast")
 LOPSIDED = {1: (30,), 2: (3, 27), 3: (22, 1, 7), 4: (1, 2, 24, 3)}
 
 
-def grid(full: bool) -> Iterator[dict[str, Any]]:
+def grid(turns: int) -> Iterator[dict[str, Any]]:
     combinations = [
         (size, cut, comm, rows)
         for size in SIZES
@@ -39,7 +39,7 @@ def grid(full: bool) -> Iterator[dict[str, Any]]:
         if size > 1 or (cut, comm) == ("auto", "p2p")  # one stage has one cut and no link
         for rows in MICRO_BATCH_SIZES
     ]
-    for turn in range(len(CHUNKS) if full else 1):
+    for turn in range(turns):
         for index, (size, cut, comm, rows) in enumerate(combinations):
             yield {
                 "pp_size": size,
@@ -52,8 +52,8 @@ def grid(full: bool) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--full", action="store_true")
-    full = parser.parse_args().full
+    parser.add_argument("--turns", type=int, default=1, choices=range(1, len(CHUNKS) + 1))
+    turns = parser.parse_args().turns
     prompts = demo_prompt_ids()
     expected = stored_tokens()
     params = SamplingParams(max_tokens=NEW_TOKENS, ignore_eos=True)
@@ -63,7 +63,7 @@ def main() -> None:
     lengths = sorted(len(prompt) for prompt in prompts)
     print(
         "# Greedy tokens against transformers\n\n"
-        f"Made by `python tests/exactness/grid.py{' --full' if full else ''}` with ppinfer "
+        f"Made by `python tests/exactness/grid.py --turns {turns}` with ppinfer "
         f"{__version__}, torch {torch.__version__}, transformers {transformers.__version__}, "
         f"Python {platform.python_version()}, on {torch.get_num_threads()} cores.\n\n"
         f"Model: the demo (SmolLM2-135M-Instruct) in fp32. {len(prompts)} prompts of {lengths[0]} "
@@ -73,7 +73,7 @@ def main() -> None:
         "|---|---|---|---|---|---|---|"
     )
     wrong = 0
-    for settings in grid(full):
+    for settings in grid(turns):
         started = time.perf_counter()
         with PPInferEngine("demo", dtype="fp32", **settings) as engine:
             results = engine.generate(prompts, params)
