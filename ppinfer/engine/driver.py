@@ -172,7 +172,12 @@ class Driver:
             self._meter.begin().count_tokens(len(updates))
         for sampled, reason in updates:
             live = self._live[sampled.seq_id]
-            delta = live.advance(sampled, reason)
+            try:
+                delta = live.advance(sampled, reason)
+            except Exception as error:  # it is this request's alone
+                self._drop([sampled.seq_id])
+                live.sink.put(_no_text(error))
+                continue
             if delta.finish_reason is not None:
                 if reason is None:
                     self._manager.finish(sampled.seq_id, delta.finish_reason)
@@ -219,6 +224,14 @@ class Driver:
 
     def _stop(self) -> None:
         self._stopping = True
+
+
+def _no_text(error: Exception) -> PPInferError:
+    failure = PPInferError(
+        f"A request's tokens could not be made text: {type(error).__name__}: {error}"
+    )
+    failure.__cause__ = error
+    return failure
 
 
 def _fresh(error: PPInferError) -> PPInferError:

@@ -17,9 +17,11 @@ from ppinfer import (
     EngineClosedError,
     LlamaForCausalLMPipelinePolicy,
     PPInferEngine,
+    PPInferError,
     RequestError,
     SamplingParams,
 )
+from ppinfer.engine.detokenizer import Detokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -218,6 +220,20 @@ def test_a_stream_keeps_its_engine(folder: Path) -> None:
         return PPInferEngine(folder).stream([[1]], SamplingParams(max_tokens=5, ignore_eos=True))
 
     assert len(list(start())) == 5
+
+
+def test_what_goes_wrong_with_one_requests_text_is_its_own(
+    engine: PPInferEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(Detokenizer):
+        def push(self, token_ids: Any) -> str:
+            raise LookupError("no such letter")
+
+    other = engine.stream("abc", FREE)
+    monkeypatch.setattr("ppinfer.engine.engine.Detokenizer", Broken)
+    with pytest.raises(PPInferError, match="LookupError: no such letter"):
+        engine.generate(["abc", "def"], FREE)
+    assert sum(len(delta.token_ids) for delta in other) == 12
 
 
 def test_a_run_that_was_aborted_keeps_its_figures(engine: PPInferEngine) -> None:
