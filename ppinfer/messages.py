@@ -131,7 +131,7 @@ class StepCosts(msgspec.Struct, frozen=True, array_like=True):
 
 class ProfileResult(Message, frozen=True):
     stage: int
-    costs: StepCosts
+    costs: StepCosts | None  # None where there is no memory to measure with
 
 
 class StageLoaded(Message, frozen=True):
@@ -258,9 +258,7 @@ class Shutdown(Message, frozen=True):
     pass
 
 
-ToStage: TypeAlias = (
-    ProfileRequest | StageSetup | CacheSetup | StepPlan | StatsRequest | Shutdown
-)
+ToStage: TypeAlias = ProfileRequest | StageSetup | CacheSetup | StepPlan | StatsRequest | Shutdown
 ToDriver: TypeAlias = (
     StageReady | ProfileResult | StageLoaded | CacheReady | StepResult | StageStats | StageFailure
 )

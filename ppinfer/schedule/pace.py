@@ -12,6 +12,7 @@ With one micro-batch the first is all there is: the stages work in turn, so each
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,6 +41,23 @@ class Measured(msgspec.Struct, frozen=True):
     in_turn: tuple[StepCosts, ...] = ()
     cores: int = 0
 
+    def is_valid(self, num_stages: int) -> bool:
+        """Whether these are usable tables of so many stages."""
+        tables = (*self.side_by_side, *self.in_turn)
+        return (
+            len(self.side_by_side) == num_stages
+            and len(self.in_turn) in (0, num_stages)
+            and self.cores >= 0
+            and all(
+                costs.threads >= 1 and all(Curve.is_valid(points) for points in parts_of(costs))
+                for costs in tables
+            )
+        )
+
+
+def parts_of(costs: StepCosts) -> tuple[Points, ...]:
+    return (costs.decode, costs.prefill, costs.head, costs.embed, costs.prepare)
+
 
 @dataclass(frozen=True, slots=True)
 class Curve:
@@ -51,12 +69,22 @@ class Curve:
     points: Points
 
     def __post_init__(self) -> None:
-        assert self.points, "a curve has at least one point"
+        assert self.is_valid(self.points)
         falling = accumulate((seconds for _, seconds in reversed(self.points)), min)
         rows = [rows for rows, _ in self.points]
-        assert rows == sorted(set(rows)), "rows ascend"
         rising = reversed(list(falling))
         object.__setattr__(self, "points", tuple(zip(rows, rising, strict=True)))
+
+    @staticmethod
+    def is_valid(points: Points) -> bool:
+        """At least one point, rows from 1 in ascending order, and times that are times."""
+        rows = [rows for rows, _ in points]
+        return (
+            bool(points)
+            and rows == sorted(set(rows))
+            and rows[0] >= 1
+            and all(0 <= seconds < math.inf for _, seconds in points)
+        )
 
     def at(self, rows: float) -> float:
         points = self.points
