@@ -197,24 +197,24 @@ class _Tuner:
             chunk = tuning.max_prefill_tokens
             seconds = self._pace(m, ranges).prefill_seconds(_PREFILL_TOKENS, chunk, m)
             rate = _PREFILL_TOKENS / seconds
-            words.append(f"prefill of {chunk} tokens a step (predicted {rate:,.0f} tokens/s)")
+            words.append(f"prefill of {chunk} tokens a step: {rate:,.0f} tokens/s predicted")
         return words
 
     def _micro_batch_words(self, ranges: tuple[StageRange, ...], tuning: Tuning) -> str:
         full, m = self._capacity, tuning.micro_batches[-1]
         seconds = {n: self._pace(n, ranges).round_seconds(full, n) for n in self._numbers(full)}
-        words = f"{_count(m, 'micro-batch')} of up to {-(-full // m)}{self._manner(m)} (predicted "
-        words += f"{_ms(seconds[m])} a token"
+        words = f"{_count(m, 'micro-batch')} of up to {-(-full // m)}{self._manner(m)}"
+        words += f": {_ms(seconds[m])} a token predicted"
         others = {n: s for n, s in seconds.items() if (n == 1) != (m == 1)}
         if others:
             other = min(others, key=others.__getitem__)
-            words += f"; {other}{self._manner(other)}: {_ms(others[other])}"
+            words += f" (against {_ms(others[other])} with {other}{self._manner(other)})"
         since = next(n for n in range(full, 0, -1) if n == 1 or tuning.micro_batches[n - 2] != m)
         fewer = sorted(set(tuning.micro_batches[: since - 1]) - {m})
         if fewer and since > m:
             listed = " or ".join(str(number) for number in fewer)
             words += f"; {listed} below {since} sequences"
-        return words + ")"
+        return words
 
     def _manner(self, micro_batches: int) -> str:
         """How the stages work, in words that follow a number of micro-batches."""

@@ -119,17 +119,17 @@ class Profiler:
     # ------------------------------------------------------------ the parts
 
     def _decode(self, rows: int) -> Callable[[], object]:
-        return self._layers(self._decode_batch(rows))
+        return self._layers(self._decode_batch(rows), rows)
 
     def _prepare(self, rows: int) -> Callable[[], object]:
-        return lambda: self._decode_batch(rows).tiles(None)
+        return lambda: self._decode_batch(rows)
 
     def _prefill(self, tokens: int) -> Callable[[], object]:
-        return self._layers(self._batch([0], [tokens]))
+        return self._layers(self._batch([0], [tokens]), tokens)
 
-    def _layers(self, batch: AttentionBatch) -> Callable[[], object]:
+    def _layers(self, batch: AttentionBatch, num_tokens: int) -> Callable[[], object]:
         """A step of the next few layers: those that the processor has not seen for longest."""
-        x = self._random(len(batch.positions), self._config.hidden_size)
+        x = self._random(num_tokens, self._config.hidden_size)
 
         def step() -> None:
             model, cache = next(self._turns)
