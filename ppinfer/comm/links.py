@@ -72,10 +72,11 @@ class Rings:
         depth: int,
     ) -> Rings:
         """Rings that hold ``depth`` of the largest messages: ``hidden_bytes``, and all ids."""
-        tokens = max_sequences * TOKEN_DTYPE.itemsize
-        return cls(
-            inbound, outbound, depth * _whole_pages(hidden_bytes), depth * _whole_pages(tokens)
+        hidden, tokens = (
+            depth * _whole_pages(size)
+            for size in (hidden_bytes, max_sequences * TOKEN_DTYPE.itemsize)
         )
+        return cls(inbound, outbound, hidden, tokens)
 
 
 def open_links(

@@ -59,8 +59,10 @@ def choose_dtype(
 def choose_comm(
     wanted: str, num_stages: int, devices: Sequence[DeviceInfo], shares_memory: bool
 ) -> str:
-    """How hidden states travel. ``auto`` is shared memory where all stages compute on one host's CPU,
-    else point-to-point at two stages and broadcast above, as in the system that this one re-creates.
+    """How hidden states travel.
+
+    ``auto`` is shared memory where all stages compute on one host's CPU, else point-to-point at two
+    stages and broadcast above, as in the system that this one re-creates.
 
     Raises:
         ConfigError: shared memory is wanted and cannot be had.
@@ -68,8 +70,8 @@ def choose_comm(
     has_shm = shares_memory and all(device.name == "cpu" for device in devices)
     if wanted == "shm" and not has_shm:
         raise ConfigError(
-            'comm="shm" is for stages of one host that the engine starts itself and that compute on '
-            "the CPU; use p2p, broadcast or auto."
+            'comm="shm" is for stages of one host that the engine starts itself and that compute '
+            "on the CPU; use p2p, broadcast or auto."
         )
     if wanted != "auto":
         return wanted

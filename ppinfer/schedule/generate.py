@@ -2,7 +2,8 @@
 
 The slots take turns. A slot may have two steps in flight, of which the second is planned before the
 first one's tokens are known: so no stage waits for the driver, and the pipeline does not drain
-between rounds or when requests come and go. A slot without work is passed over. The same schedule serves a static batch (all requests known at the start) and a stream of them.
+between rounds or when requests come and go. A slot without work is passed over. The same schedule
+serves a static batch (all requests known at the start) and a stream of them.
 
 Equal slots make equal steps, and equal steps leave no bubbles. So when a slot's turn comes, it
 takes waiting requests up to its even share of all sequences that run or could run now, and what any
@@ -125,7 +126,7 @@ class GenerateSchedule:
         return share
 
     def _even_out(self, slot: MicroBatch, total: int, in_use: int) -> None:
-        """Give what is above the slot's share to the smallest slots, first those whose turn is near.
+        """Give what is above the slot's share to the smallest slots, the next in turn first.
 
         A sequence is taken from the front and joins at the back, so the one that was moved last is
         the last to be moved again.
