@@ -19,7 +19,13 @@ import msgspec
 from ppinfer.config import EngineConfig
 from ppinfer.engine.profile import measure
 from ppinfer.engine.report import StageLayout
-from ppinfer.engine.setup import choose_devices, choose_dtype, count_blocks, cut_and_tune
+from ppinfer.engine.setup import (
+    choose_comm,
+    choose_devices,
+    choose_dtype,
+    count_blocks,
+    cut_and_tune,
+)
 from ppinfer.engine.source import ModelSource
 from ppinfer.engine.supervisor import Supervisor
 from ppinfer.engine.tokenizer import Tokenizer
@@ -32,6 +38,7 @@ from ppinfer.messages import (
     StageSetup,
 )
 from ppinfer.models.config import ModelConfig
+from ppinfer.schedule.micro_batch import STEPS_A_SLOT
 from ppinfer.schedule.partition import StageRange
 from ppinfer.schedule.tuning import Tuning
 from ppinfer.version import __version__
@@ -96,6 +103,7 @@ def build_pipeline(
     with timer.part("measure a step"):
         measured = measure(supervisor, ready, devices, model, dtype, config)
     ranges, tuning = cut_and_tune(measured, model, dtype, ready, devices, config)
+    comm = choose_comm(config.comm, config.pp_size, devices, supervisor.shares_memory)
     with timer.part("send set-up"):
         shares = source.stage_tensors(ranges)
         for stage, layers in enumerate(ranges):
@@ -110,12 +118,14 @@ def build_pipeline(
                     tensors=shares[stage],
                     dtype=dtype,
                     device=devices[stage].name,
-                    comm=config.comm,
+                    comm=comm,
                     generation=0,
                     store=supervisor.store,
                     block_size=config.block_size,
                     recv_ahead=config.recv_ahead,
-                    send_depth=max(config.micro_batches, tuning.num_slots),
+                    send_depth=STEPS_A_SLOT * max(config.micro_batches, tuning.num_slots) + 1,
+                    max_step_tokens=tuning.max_prefill_tokens + config.max_sequences,
+                    max_sequences=config.max_sequences,
                     timeout=config.timeout,
                 ),
             )

@@ -26,7 +26,6 @@ from ppinfer.messages import (
 )
 from ppinfer.models.config import ModelConfig
 from ppinfer.schedule.pace import Measured
-from ppinfer.schedule.tuning import capacity
 from ppinfer.version import __version__
 
 SMALL_MODEL = 20_000_000
@@ -57,7 +56,7 @@ def measure(
     first = ready[0]
     at_once = min(len(ready), max(1, first.cores // first.threads)) if share_host else len(ready)
     in_turn = share_host and config.threads is None and first.threads < first.cores
-    rows = min(capacity(config), _MOST_ROWS)
+    rows = min(config.max_sequences, _MOST_ROWS)
     key = profile_cache.key_of(
         {
             "ppinfer": __version__,

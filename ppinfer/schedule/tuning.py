@@ -59,15 +59,10 @@ class Tuning:
         return self.threads[min(micro_batches, len(self.threads)) - 1]
 
 
-def capacity(config: EngineConfig) -> int:
-    """Most sequences that run at a time."""
-    return config.micro_batches * config.micro_batch_size
-
-
 def untuned(config: EngineConfig, threads: tuple[int, ...] = (0,)) -> Tuning:
     """What was asked for, or else the defaults: a micro-batch for each stage."""
     return Tuning(
-        micro_batches=_at_most(config.micro_batches, capacity(config)),
+        micro_batches=_at_most(config.micro_batches, config.max_sequences),
         threads=threads,
         max_prefill_tokens=config.max_prefill_tokens or DEFAULT_PREFILL_TOKENS,
     )
@@ -104,7 +99,7 @@ class _Tuner:
     ) -> None:
         self._sizes, self._config, self._limits = sizes, config, memory_limits
         self._cores = measured.cores
-        self._capacity = capacity(config)
+        self._capacity = config.max_sequences
         self._many = [StagePace(costs) for costs in measured.side_by_side]
         self._one = self._many
         self._cut = cache(self._partition)

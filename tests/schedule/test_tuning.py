@@ -10,7 +10,7 @@ from ppinfer.config import EngineConfig
 from ppinfer.messages import StepCosts
 from ppinfer.schedule.pace import HOP_SECONDS, Curve, Measured, PipelinePace, StagePace
 from ppinfer.schedule.partition import LayerCosts
-from ppinfer.schedule.tuning import PREFILL_CHUNKS, Tuning, capacity, tune, untuned
+from ppinfer.schedule.tuning import PREFILL_CHUNKS, Tuning, tune, untuned
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -188,9 +188,9 @@ def test_any_measurements_give_a_whole_answer_and_the_same_one(
     ranges, tuning = tune(measured, sizes(num_layers), config)
     assert (ranges, tuning) == tune(measured, sizes(num_layers), config)
     assert sum(layers_of(ranges)) == num_layers
-    assert len(tuning.micro_batches) == capacity(config)
+    assert len(tuning.micro_batches) == config.max_sequences
     most = config.num_micro_batches or 2 * config.pp_size
-    for n in range(1, capacity(config) + 1):
+    for n in range(1, config.max_sequences + 1):
         m = tuning.micro_batches_for(n)
         assert 1 <= m <= min(n, most)
         assert tuning.threads_for(m) >= 0
