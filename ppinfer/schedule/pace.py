@@ -148,8 +148,10 @@ class PipelinePace:
 
     def _steps(self, rows: float) -> list[float]:
         """Each stage's step at so many sequences."""
+        layer = {stage: stage.layer.at(rows) for stage in set(self.stages)}
+        prepare = {stage: stage.prepare.at(rows) for stage in layer}
         seconds = [
-            (last - first) * stage.layer.at(rows) + stage.prepare.at(rows)
+            (last - first) * layer[stage] + prepare[stage]
             for stage, (first, last) in zip(self.stages, self.ranges, strict=True)
         ]
         seconds[0] += self.stages[0].embed.at(rows)

@@ -97,7 +97,7 @@ class Profiler:
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         config, group = self._config, self._group
-        rows = [2**i for i in range(max(max_rows - 1, 1).bit_length() + 1)]
+        rows = [2**i for i in range((max_rows - 1).bit_length() + 1)]
         chunks = [chunk for chunk in _CHUNKS if chunk < config.max_position] or [1]
         try:
             return StepCosts(
