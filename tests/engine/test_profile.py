@@ -37,7 +37,8 @@ MODEL = LlamaForCausalLMPipelinePolicy().model_config({"vocab_size": 10_000, **S
 def costs(threads: int, layer: float, *, rows: tuple[int, ...] = (1, 16)) -> StepCosts:
     table = tuple((n, layer) for n in rows)
     return StepCosts(
-        threads=threads, decode=table, prefill=((128, 0.1),), head=tuple((n, 3 * layer) for n in rows),
+        threads=threads, decode=table, prefill=((128, 0.1),),
+        head=tuple((n, 3 * layer) for n in rows),
         embed=((1, 0.0),), prepare=((1, 0.0),),
     )  # fmt: skip
 
