@@ -100,7 +100,7 @@ def test_stages_of_one_host_measure_together_and_then_one_alone_on_all_cores() -
     assert stages.asked == [(0, 2), (1, 2), (0, 4)]
     assert measured is not None
     assert measured.cores == 4
-    assert measured.side_by_side == (costs(2, 1.0, rows=(1, 16)),) * 2  # the mean of .5 and 1.5
+    assert measured.side_by_side == (costs(2, 0.5),) * 2  # the least of .5 and 1.5
     assert measured.in_turn == (costs(4, 0.25),) * 2
 
 
@@ -154,11 +154,6 @@ def test_a_stage_without_memory_to_measure_with_ends_it(cache: Path) -> None:
         ask(Stages(lambda stage, threads: None if threads == 4 else even(0, 2)), ready(2)) is None
     )
     assert not cache.exists()
-
-
-def test_a_mean_has_the_rows_that_every_table_has() -> None:
-    mean = profile.average([costs(1, 1.0, rows=(1, 2, 4)), costs(1, 3.0, rows=(1, 2))])
-    assert mean.decode == ((1, 2.0), (2, 2.0))
 
 
 # ---------------------------------------------------------------- what follows
