@@ -55,9 +55,6 @@ _FEWEST_SAMPLES, _MOST_SAMPLES, _ENOUGH_SECONDS = 3, 7, 0.01
 _LONG_SECONDS = 0.2
 """A first run that takes longer is the measurement itself."""
 
-_SURE_POINTS = 2
-"""Points of a curve that are measured whatever the time."""
-
 
 class Profiler:
     """Holds the made-up weights; ``measure`` may be called for several numbers of threads."""
@@ -113,9 +110,9 @@ class Profiler:
         part_of_head = self._vocab_size / config.vocab_size
         return StepCosts(
             threads=threads,
-            decode=self._curve(rows, self._decode, group, 0.4 * seconds),
-            prefill=self._curve(chunks, self._prefill, group, 0.4 * seconds),
-            head=self._curve(head_rows, self._head, part_of_head, 0.2 * seconds),
+            decode=self._curve(_ends_first(rows), self._decode, group, 0.4 * seconds),
+            prefill=self._curve(chunks, self._prefill, group, 0.35 * seconds),
+            head=self._curve(_ends_first(head_rows), self._head, part_of_head, 0.25 * seconds),
             embed=self._curve(_EMBED_ROWS, self._embed, 1, seconds),
             prepare=self._curve(rows, self._prepare, 1, seconds),
         )
@@ -158,21 +155,25 @@ class Profiler:
 
     def _curve(
         self,
-        rows: Sequence[int],
+        order: Sequence[int],
         part: Callable[[int], Callable[[], object]],
         scale: float,
         seconds: float,
     ) -> Points:
-        """Times of ``part`` at these rows, as far as time allows; a run does it ``scale`` times."""
+        """Times of ``part``, the first two rows of the order always, more as far as time allows.
+
+        Each run does ``scale`` times what is counted once.
+        """
         deadline = time.perf_counter() + seconds
-        points: list[tuple[int, float]] = []
-        for number in rows:
-            if len(points) >= _SURE_POINTS:
-                at_least = points[-1][1] * scale * (1 + _FEWEST_SAMPLES)
-                if time.perf_counter() + at_least > deadline:
-                    break
-            points.append((number, self._sample(part(number)) / scale))
-        return tuple(points)
+        points: dict[int, float] = {}
+        for number in dict.fromkeys(order):
+            if len(points) >= 2:
+                largest = max(points)
+                expected = points[largest] * scale * max(1.0, number / largest)
+                if time.perf_counter() + expected * (1 + _FEWEST_SAMPLES) > deadline:
+                    continue
+            points[number] = self._sample(part(number)) / scale
+        return tuple(sorted(points.items()))
 
     def _sample(self, run: Callable[[], object]) -> float:
         """The median of several runs, after one that makes ready what is made once."""
@@ -265,6 +266,11 @@ class Profiler:
 
     def _random(self, *shape: int) -> Tensor:
         return torch.randn(shape).to(self._dtype).to(self._device)
+
+
+def _ends_first(rows: list[int]) -> list[int]:
+    """Time need not grow as rows do, so the ends say most about what lies between them."""
+    return [rows[0], rows[-1], *reversed(rows[1:-1])]
 
 
 def answer_requests(

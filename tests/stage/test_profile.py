@@ -85,12 +85,13 @@ def test_few_blocks_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows_of(profiler.measure(1, 16, 1.0).decode)[-1] == 16
 
 
-def test_no_time_leaves_the_first_points_of_each_curve() -> None:
-    profiler = Profiler(request(max_rows=64))
+def test_no_time_leaves_the_ends_of_each_curve() -> None:
+    profiler = Profiler(request(max_rows=64, max_position_embeddings=2048))
     profiler.load()
     costs = profiler.measure(1, 64, 0.0)
-    assert rows_of(costs.decode) == [1, 2]
-    assert rows_of(costs.prefill) == [128, 512][: len(costs.prefill)]
+    assert rows_of(costs.decode) == [1, 64]
+    assert rows_of(costs.head) == [1, 64]
+    assert rows_of(costs.prefill) == [128, 512]
 
 
 @pytest.mark.slow
