@@ -3,6 +3,9 @@
 Every message is a msgspec struct, sent as MessagePack with its tag first; arrays, not maps, so a
 field may be appended with a default but never moved. Nothing here is ever pickled.
 
+What comes by the hundred a step is hidden from Python's garbage collector (``gc=False``), which would
+otherwise cost more than all else: plain data has no cycles.
+
     driver -> stage   StageSetup, CacheSetup, StepPlan, StatsRequest, Shutdown
     stage -> driver   StageReady, StageLoaded, CacheReady, StepResult, StageStats, StageFailure
 """
@@ -140,7 +143,7 @@ it in this place.
 """
 
 
-class SequenceStep(msgspec.Struct, frozen=True, array_like=True):
+class SequenceStep(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Some tokens of one sequence: a prompt, a chunk of one, or a single decoded token.
 
     ``tokens[i]`` stands at position ``start + i``, a single one may be ``PENDING``; ``new_blocks``
@@ -180,7 +183,7 @@ class StepPlan(Message, frozen=True):
         return [step.seq_id for step in self.steps if step.sample]
 
 
-class SampledToken(msgspec.Struct, frozen=True, array_like=True):
+class SampledToken(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """``top_ids`` and ``top_logprobs`` are parallel, likeliest first, where they were asked for."""
 
     seq_id: int

@@ -96,7 +96,7 @@ class GenerateSchedule:
         budget = self._max_prefill_tokens
         for seq in slot.sequences:
             count = seq.num_unplanned
-            if seq.num_unplanned_prompt:
+            if seq.num_planned < seq.prompt_len:
                 count = min(count, budget)
                 budget -= count
             if count:
