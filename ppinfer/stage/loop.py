@@ -16,7 +16,15 @@ import torch
 from ppinfer.comm.links import Links
 from ppinfer.comm.stage_manager import PipelineStageManager
 from ppinfer.comm.transport import Receive
-from ppinfer.messages import Message, Shutdown, StatsRequest, StepPlan, StepResult, ToStage
+from ppinfer.messages import (
+    Message,
+    Shutdown,
+    StatsRequest,
+    StepPlan,
+    StepResult,
+    ToStage,
+    TraceRequest,
+)
 from ppinfer.stage.clock import Activity, StageClock
 from ppinfer.stage.device import resident_bytes
 from ppinfer.stage.runner import StageRunner
@@ -66,6 +74,8 @@ class StageLoop:
                 self._step(message, pending.receive)
             elif isinstance(message, StatsRequest):
                 self._emit(self._clock.stats(self._manager.stage, resident_bytes()))
+            elif isinstance(message, TraceRequest):
+                self._emit(self._clock.trace(message.on, self._manager.stage))
             elif isinstance(message, Shutdown):
                 break
             else:
@@ -75,9 +85,11 @@ class StageLoop:
 
     def _next(self) -> _Pending:
         """The oldest message, with receives posted for the plans that are here already."""
-        self._clock.enter(Activity.WAIT_PLAN)
+        self._clock.enter(Activity.PREPARE)
         if not self._pending:
+            self._clock.enter(Activity.WAIT_PLAN)
             self._pending.append(_Pending(self._inbox.get()))
+            self._clock.enter(Activity.PREPARE)
         while not self._inbox.empty():
             self._pending.append(_Pending(self._inbox.get()))
         if self._links.inbox is not None:
@@ -97,23 +109,23 @@ class StageLoop:
                     pending.receive = self._links.inbox.post(shape)
 
     def _step(self, plan: StepPlan, receive: Receive | None) -> None:
-        clock = self._clock
-        clock.enter(Activity.COMPUTE)
+        clock, step_id = self._clock, plan.step_id
+        clock.enter(Activity.PREPARE, step_id)
         step = self._runner.begin(plan)
         hidden = None
         if receive is not None:
-            clock.enter(Activity.WAIT_INPUT)
+            clock.enter(Activity.WAIT_INPUT, step_id)
             hidden = receive.wait()
-            clock.enter(Activity.COMPUTE)
+        clock.enter(Activity.COMPUTE, step_id)
         hidden = self._runner.forward(step, hidden)
         if self._links.outbox is not None:
-            clock.enter(Activity.SEND)
+            clock.enter(Activity.SEND, step_id)
             self._links.outbox.send(hidden)
             clock.bytes_sent += hidden.nbytes
         if self._manager.is_last:
-            clock.enter(Activity.SAMPLE)
+            clock.enter(Activity.SAMPLE, step_id)
             tokens = self._runner.sample(step, hidden)
-            clock.enter(Activity.SEND)
-            self._emit(StepResult(plan.step_id, tokens))
+            clock.enter(Activity.SEND, step_id)
+            self._emit(StepResult(step_id, tokens))
         clock.steps += 1
         clock.tokens += plan.num_tokens
