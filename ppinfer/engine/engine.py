@@ -81,7 +81,8 @@ class PPInferEngine:
         """The arithmetic in force."""
         self.tokenizer: Tokenizer | None = None
         """The model's tokenizer, where it has one."""
-        self._model_name = str(model) if isinstance(model, str | Path) else type(model).__name__
+        named = isinstance(model, str | Path)
+        self._model_name = Path(model).name if named else type(model).__name__
         self._follower: torchrun.Follower | None = None
         launcher: Launcher = LocalLauncher(self.config.pp_size, self.config.timeout)
         if rank is not None:

@@ -144,6 +144,7 @@ class Tracing:
         if path is not None:
             require_writable(path)
         self.trace: Trace | None = None
+        self.is_written = False
         self._driver = driver
         self._path = path
         self._info = info
@@ -168,6 +169,7 @@ class Tracing:
             self.trace.info |= self._info
             if self._path is not None:
                 write_trace(self.trace, self._path)
+                self.is_written = True
         except PPInferError as problem:
             if not isinstance(error, PPInferError):  # else that is the reason, and is told
                 self._warn(str(problem))

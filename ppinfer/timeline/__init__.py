@@ -1,4 +1,4 @@
-"""Shows traces: lanes in the terminal, tables, a picture. What a trace says is found in ``trace``."""
+"""Shows traces: lanes in the terminal, tables, a picture. ``trace`` finds out what they say."""
 
 from ppinfer.trace.analysis import Analysis, Bubble, Part, Section, StageTime, analyse
 from ppinfer.trace.chrome import read_trace, write_trace

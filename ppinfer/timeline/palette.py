@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-SLOTS = ("#4E79A7", "#59A14F", "#B07AA1", "#76B7B2", "#9C755F", "#86BCB6", "#499894", "#79706E")
+SLOTS = ("#4E79A7", "#59A14F", "#B07AA1", "#76B7B2", "#6B5B95", "#8CD17D", "#A0CBE8", "#D4A6C8")
 """Micro-batch slots, in turn."""
 
-DECODE, PREFILL = "#4E79A7", "#B07AA1"
+DECODE, PREFILL = "#5C6BC0", "#A682CE"
 """Computing, where a moment holds several slots."""
 
 ACTIVITIES = {
@@ -14,32 +14,19 @@ ACTIVITIES = {
     "wait_plan": "#E15759",
     "wait_input": "#F2A33A",
     "send": "#EDD94C",
-    "plan": "#4E79A7",
-    "commit": "#59A14F",
-    "admit": "#B07AA1",
-    "read": "#8A8A8A",
-    "wait": "#E4E4E4",
+    "plan": "#7F5B45",
+    "commit": "#BC8F76",
+    "admit": "#5E5653",
+    "read": "#D0B9AC",
+    "wait": "#FFFFFF",
 }
 
-LETTERS = {
-    "sample": "*",
-    "prepare": "+",
-    "wait_plan": "-",
-    "wait_input": ".",
-    "send": ">",
-    "plan": "p",
-    "commit": "c",
-    "admit": "a",
-    "read": "r",
-    "wait": " ",
-}
-"""How activities show where there is no colour; computing shows as the slot's letter."""
-
-NAMES = {"wait_plan": "wait for plan", "wait_input": "wait for input"}
+LETTERS = {"sample": "*", "prepare": "+", "wait_plan": "-", "wait_input": ".", "send": ">"}
+"""How a stage's activities show in a terminal; computing shows as the slot's letter."""
 
 
 def name_of(kind: str) -> str:
-    return NAMES.get(kind, kind)
+    return kind.replace("_", " ")
 
 
 def slot_colour(slot: int) -> str:

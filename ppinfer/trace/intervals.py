@@ -14,6 +14,9 @@ Interval: TypeAlias = tuple[int, int]
 Computes: TypeAlias = dict[int, Interval]
 """Of each step on one stage: from when it is first computed until that is done."""
 
+_FEWEST_STEPS = 8
+"""What fewer steps do says little about a steady state."""
+
 
 class Union:
     """The moments that any of some intervals holds."""
@@ -86,7 +89,7 @@ def in_flight(driver: Lane) -> Union:
 
 def steady_decode(trace: Trace, stages: Sequence[Computes], within: Interval) -> Interval | None:
     """When every stage had steps of decoding sequences only, of every slot, and none was idle for
-    want of a first step or after a last one; ``None`` where there are fewer than two such steps.
+    want of a first step or after a last one; ``None`` where there are too few such steps.
 
     It is the longest stretch of consecutive decode steps, up to the last step of the slot that is
     done first; from when the last stage begins its first step until the first stage ends its last.
@@ -104,7 +107,7 @@ def steady_decode(trace: Trace, stages: Sequence[Computes], within: Interval) ->
     longest = max(runs, key=len)
     last_of_slot = {trace.steps[step].slot: step for step in longest}
     steady = [step for step in longest if step <= min(last_of_slot.values())]
-    if len(steady) < 2:
+    if len(steady) < _FEWEST_STEPS:
         return None
     start = max(of[steady[0]][0] for of in stages)
     end = min(of[steady[-1]][1] for of in stages)
