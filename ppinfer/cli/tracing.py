@@ -38,7 +38,10 @@ def traced(engine: PPInferEngine, path: Path | None, quiet: bool = False) -> Ite
     if path is None:
         yield
         return
-    with engine.trace(path, warn=lambda words: say(f"warning: {words}")) as tracing:
-        yield
-    if tracing.is_written and not quiet:
-        say(f"trace: {path} (show it: ppinfer timeline {path}, or at ui.perfetto.dev)")
+    tracing = engine.trace(path, warn=lambda words: say(f"warning: {words}"))
+    try:
+        with tracing:
+            yield
+    finally:  # an interrupted run has a trace too
+        if tracing.is_written and not quiet:
+            say(f"trace: {path} (show it: ppinfer timeline {path}, or at ui.perfetto.dev)")

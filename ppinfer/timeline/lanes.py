@@ -126,7 +126,10 @@ def _sign(activity: str, slot: int = 0) -> Text:
 
 def _close_legend(seen: set[Kind]) -> Text:
     slots = sorted(slot for activity, slot, _ in seen if activity == "compute")
-    parts = [(_sign("compute", slot), f"micro-batch {slot_letter(slot)}") for slot in slots]
+    letters = Text()
+    for slot in slots:
+        letters.append_text(_sign("compute", slot))
+    parts = [(letters, "micro-batches")] if slots else []
     others = {activity for activity, _, _ in seen}
     parts += [(_sign(kind), name_of(kind)) for kind in LETTERS if kind in others]
     return _joined(parts)

@@ -47,7 +47,7 @@ def test_a_window(file: Path) -> None:
     assert found["total"]["seconds"] == pytest.approx(0.05)
     assert found["total"]["start"] == pytest.approx(0.05)
     result = run("timeline", str(file), "--from", "0.041", "--to", "0.061")
-    assert "micro-batch A" in result.stdout
+    assert "AB micro-batches" in result.stdout
     assert "A closer look" not in result.stdout
 
 
@@ -106,6 +106,12 @@ class TestTraceOption:
         trace = read_trace(path)
         assert trace.title == "m, 2 stages"
         assert len(trace.stages) == 2
+
+    def test_an_interrupted_run_has_a_trace(self, engine: type[FakeEngine], tmp_path: Path) -> None:
+        result = run("generate", "m", "a interrupt b", "--trace", str(tmp_path / "t.json"))
+        assert result.exit_code == 130
+        assert "ppinfer: trace: " in result.stderr
+        assert len(read_trace(tmp_path / "t.json").stages) == 2
 
     def test_quietly(self, engine: type[FakeEngine], tmp_path: Path) -> None:
         result = run("generate", "m", "a", "-q", "--trace", str(tmp_path / "t.json"))
