@@ -10,11 +10,11 @@ from typing import Any, Literal, TypeAlias, cast
 from ppinfer.errors import ConfigError
 
 Dtype: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
-Comm: TypeAlias = Literal["auto", "p2p", "broadcast"]
+Comm: TypeAlias = Literal["auto", "shm", "p2p", "broadcast"]
 Partition: TypeAlias = Literal["auto", "even"] | tuple[int, ...]
 
 DTYPES = ("auto", "fp32", "bf16", "fp16")
-COMMS = ("auto", "p2p", "broadcast")
+COMMS = ("auto", "shm", "p2p", "broadcast")
 DEVICES = ("auto", "cpu", "cuda")
 LOAD_FORMATS = ("auto", "dummy")
 BLOCK_SIZES = (16, 32, 64, 128)
@@ -49,7 +49,9 @@ class EngineConfig:
     partition: Partition = _setting(
         "auto", "Layers of each stage: auto (by cost), even (by count), or a list such as 17,13."
     )
-    comm: Comm = _setting("auto", "How hidden states travel: p2p, broadcast, or auto.")
+    comm: Comm = _setting(
+        "auto", "How hidden states travel: shm (stages of one host), p2p, broadcast, or auto."
+    )
     device: str = _setting("auto", "cpu, cuda, or auto (cuda where every stage finds a GPU).")
     kv_cache_memory: int | None = _setting(
         None, "Bytes of KV cache a stage, such as 2GB; default: what the slots can use, if free."
@@ -114,6 +116,11 @@ class EngineConfig:
     def micro_batches(self) -> int:
         """The number of micro-batches in force."""
         return self.num_micro_batches or self.pp_size
+
+    @property
+    def max_sequences(self) -> int:
+        """Most sequences that run at once, in all micro-batches together."""
+        return self.micro_batches * self.micro_batch_size
 
     def _normalise(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)

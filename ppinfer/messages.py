@@ -70,6 +70,8 @@ class StageSetup(Message, frozen=True):
     block_size: int
     recv_ahead: int
     send_depth: int  # sends that may be under way before the oldest is awaited
+    max_step_tokens: int
+    max_sequences: int
     timeout: float  # seconds
 
 
@@ -131,11 +133,20 @@ class NewSequence(msgspec.Struct, frozen=True, array_like=True):
     history: tuple[int, ...] = ()
 
 
+PENDING = -1
+"""In a plan: the token that the sequence's latest step before this one draws.
+
+Plans run ahead of results. The last stage sends what it drew straight to the first one, which puts
+it in this place.
+"""
+
+
 class SequenceStep(msgspec.Struct, frozen=True, array_like=True):
     """Some tokens of one sequence: a prompt, a chunk of one, or a single decoded token.
 
-    ``tokens[i]`` stands at position ``start + i``; ``new_blocks`` are appended to the sequence's
-    block table before the step; ``sample`` asks for the token after the last one.
+    ``tokens[i]`` stands at position ``start + i``, a single one may be ``PENDING``; ``new_blocks``
+    are appended to the sequence's block table before the step; ``sample`` asks for the token after
+    the last one.
     """
 
     seq_id: int
@@ -149,7 +160,8 @@ class StepPlan(Message, frozen=True):
     """One step of one micro-batch, the same for every stage.
 
     ``ended`` names sequences whose state a stage may forget, before anything else is done.
-    ``step_id`` counts from 0 without gaps.
+    ``step_id`` counts from 0 without gaps. ``threads`` is how many CPU threads each stage computes
+    the step with; 0 leaves what it was started with.
     """
 
     step_id: int
@@ -157,10 +169,16 @@ class StepPlan(Message, frozen=True):
     ended: list[int]
     new: list[NewSequence]
     steps: list[SequenceStep]
+    threads: int = 0
 
     @property
     def num_tokens(self) -> int:
         return sum(len(step.tokens) for step in self.steps)
+
+    @property
+    def sampled(self) -> list[int]:
+        """The sequences that get a token, in the plan's order."""
+        return [step.seq_id for step in self.steps if step.sample]
 
 
 class SampledToken(msgspec.Struct, frozen=True, array_like=True):

@@ -16,7 +16,13 @@ import msgspec
 
 from ppinfer.config import EngineConfig
 from ppinfer.engine.report import StageLayout
-from ppinfer.engine.setup import choose_devices, choose_dtype, count_blocks, layer_costs
+from ppinfer.engine.setup import (
+    choose_comm,
+    choose_devices,
+    choose_dtype,
+    count_blocks,
+    layer_costs,
+)
 from ppinfer.engine.source import ModelSource
 from ppinfer.engine.supervisor import Supervisor
 from ppinfer.engine.tokenizer import Tokenizer
@@ -29,6 +35,7 @@ from ppinfer.messages import (
     StageSetup,
 )
 from ppinfer.models.config import ModelConfig
+from ppinfer.schedule.micro_batch import STEPS_A_SLOT
 from ppinfer.schedule.partition import StageRange, partition_layers
 from ppinfer.version import __version__
 
@@ -94,6 +101,7 @@ def build_pipeline(
         config.partition,
         [device.free_bytes for device in devices],
     )
+    comm = choose_comm(config.comm, config.pp_size, devices, supervisor.shares_memory)
     with timer.part("send set-up"):
         shares = source.stage_tensors(ranges)
         for stage, layers in enumerate(ranges):
@@ -108,12 +116,14 @@ def build_pipeline(
                     tensors=shares[stage],
                     dtype=dtype,
                     device=devices[stage].name,
-                    comm=config.comm,
+                    comm=comm,
                     generation=0,
                     store=supervisor.store,
                     block_size=config.block_size,
                     recv_ahead=config.recv_ahead,
-                    send_depth=config.micro_batches,
+                    send_depth=STEPS_A_SLOT * config.micro_batches + 1,
+                    max_step_tokens=config.max_prefill_tokens + config.max_sequences,
+                    max_sequences=config.max_sequences,
                     timeout=config.timeout,
                 ),
             )

@@ -120,7 +120,7 @@ class PPInferEngine:
         )
         manager = MicroBatchManager(
             self.config.micro_batches,
-            self.config.micro_batch_size,
+            self.config.max_sequences,
             BlockPool(pipeline.num_blocks, self.config.block_size),
             self.config.prefix_caching,
         )

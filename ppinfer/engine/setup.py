@@ -56,6 +56,30 @@ def choose_dtype(
     return name, None
 
 
+def choose_comm(
+    wanted: str, num_stages: int, devices: Sequence[DeviceInfo], shares_memory: bool
+) -> str:
+    """How hidden states travel.
+
+    ``auto`` is shared memory where all stages compute on one host's CPU, else point-to-point at two
+    stages and broadcast above, as in the system that this one re-creates.
+
+    Raises:
+        ConfigError: shared memory is wanted and cannot be had.
+    """
+    has_shm = shares_memory and all(device.name == "cpu" for device in devices)
+    if wanted == "shm" and not has_shm:
+        raise ConfigError(
+            'comm="shm" is for stages of one host that the engine starts itself and that compute '
+            "on the CPU; use p2p, broadcast or auto."
+        )
+    if wanted != "auto":
+        return wanted
+    if has_shm:
+        return "shm"
+    return "p2p" if num_stages <= 2 else "broadcast"
+
+
 def count_blocks(
     loaded: Sequence[StageLoaded],
     devices: Sequence[DeviceInfo],
@@ -88,8 +112,7 @@ def count_blocks(
         )
     if config.kv_cache_memory is not None:
         return counts[poorest]
-    slots = config.micro_batches * config.micro_batch_size
-    return min(counts[poorest], slots * -(-max_model_len // config.block_size))
+    return min(counts[poorest], config.max_sequences * -(-max_model_len // config.block_size))
 
 
 def layer_costs(model: ModelConfig, dtype: str) -> LayerCosts:

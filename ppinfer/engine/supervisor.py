@@ -40,10 +40,12 @@ _BLAME_SECONDS = 1.0
 class Launcher(Protocol):
     """Starts stage processes, on this host or on several.
 
-    ``store`` tells the stages where they find each other.
+    ``store`` tells the stages where they find each other, ``shares_memory`` whether it left them
+    shared-memory links.
     """
 
     store: str
+    shares_memory: bool
 
     def launch(self, *, threads: int | None, model_fd: int | None) -> list[StageProcess]: ...
 
@@ -70,6 +72,10 @@ class Supervisor:
     @property
     def store(self) -> str:
         return self._launcher.store
+
+    @property
+    def shares_memory(self) -> bool:
+        return self._launcher.shares_memory
 
     @property
     def pids(self) -> list[int | None]:

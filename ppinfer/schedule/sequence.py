@@ -14,11 +14,13 @@ class Sequence:
     """State only; ``MicroBatchManager`` alone changes it.
 
     Two counters follow the tokens: plans cover the first ``num_planned`` of them, and the last
-    stage has answered for the first ``num_computed``. They differ only while a step is in flight.
+    stage has answered for the first ``num_computed``. They differ only while steps are in flight.
+    Plans run ahead of results, so ``num_planned`` may count tokens that are still to be drawn.
 
     Attributes:
         max_blocks: KV blocks it holds at its longest.
         tokens: prompt, then output.
+        num_pending: tokens that steps in flight will draw.
         blocks: its KV block ids; block i holds the tokens from ``i * block_size`` on.
         block_hashes: content hashes of its first blocks, as far as anyone asked.
         slot: index of its micro-batch; ``None`` while it waits and after its end.
@@ -30,6 +32,7 @@ class Sequence:
     tokens: list[int]
     num_planned: int = 0
     num_computed: int = 0
+    num_pending: int = 0
     blocks: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     slot: int | None = None
@@ -58,8 +61,16 @@ class Sequence:
 
     @property
     def num_unplanned(self) -> int:
-        """Known tokens that no plan covers yet: what is left of a prompt, or the last token."""
-        return len(self.tokens) - self.num_planned
+        """Tokens that no plan covers yet: what is left of a prompt, or the latest drawn token.
+
+        The last token of all is drawn but never computed.
+        """
+        drawn = len(self.tokens) + self.num_pending
+        return min(drawn, self.prompt_len + self.request.params.max_tokens - 1) - self.num_planned
+
+    @property
+    def num_unplanned_prompt(self) -> int:
+        return max(self.prompt_len - self.num_planned, 0)
 
     @property
     def is_prefilling(self) -> bool:

@@ -21,6 +21,7 @@ import msgspec
 
 from ppinfer import errors
 from ppinfer.comm.control import Channel, ChannelClosedError
+from ppinfer.comm.ring_end import RingEnd
 from ppinfer.messages import (
     CacheReady,
     CacheSetup,
@@ -37,6 +38,7 @@ from ppinfer.messages import (
 from ppinfer.version import __version__
 
 if TYPE_CHECKING:
+    from ppinfer.comm.links import Rings
     from ppinfer.stage.loop import StageLoop
 
 _SETTLE_SECONDS = 0.5
@@ -129,6 +131,7 @@ class StageWorker:
             device=device,
             send_depth=setup.send_depth,
             timeout=setup.timeout,
+            rings=self._rings(setup, config.hidden_size * dtype.itemsize),
         )
         connected = time.perf_counter()
         model = StageModel(
@@ -178,6 +181,27 @@ class StageWorker:
             self.send,
             hidden_size=config.hidden_size,
             recv_ahead=setup.recv_ahead,
+            most_in_flight=setup.send_depth,
+        )
+
+    def _rings(self, setup: StageSetup, token_bytes: int) -> Rings | None:
+        """The ends of the shared-memory links that the launcher left us; closed if not needed."""
+        from ppinfer.comm.links import Rings
+
+        fds = self._arguments.ring_fds
+        if not fds:
+            return None
+        inbound, outbound = RingEnd(*fds[:2]), RingEnd(*fds[2:])
+        if setup.comm != "shm":
+            inbound.close()
+            outbound.close()
+            return None
+        return Rings.sized(
+            inbound,
+            outbound,
+            hidden_bytes=setup.max_step_tokens * token_bytes,
+            max_sequences=setup.max_sequences,
+            depth=setup.send_depth,
         )
 
     def fail(self, error: BaseException) -> NoReturn:
@@ -225,6 +249,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--control-fd", type=int, required=True)
     parser.add_argument("--store-fd", type=int, default=-1)
     parser.add_argument("--model-fd", type=int, default=-1)
+    parser.add_argument("--ring-fds", type=int, nargs=4, default=[])
     parser.add_argument("--local-index", type=int, required=True)
     parser.add_argument("--local-size", type=int, required=True)
     parser.add_argument("--address", required=True, help="that data sockets bind to")
