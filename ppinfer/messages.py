@@ -3,11 +3,12 @@
 Every message is a msgspec struct, sent as MessagePack with its tag first; arrays, not maps, so a
 field may be appended with a default but never moved. Nothing here is ever pickled.
 
-What comes by the hundred a step is hidden from Python's garbage collector (``gc=False``), which would
-otherwise cost more than all else: plain data has no cycles.
+What comes by the hundred a step is hidden from Python's garbage collector (``gc=False``), which
+would otherwise cost more than all else: plain data has no cycles.
 
-    driver -> stage   StageSetup, CacheSetup, StepPlan, StatsRequest, Shutdown
-    stage -> driver   StageReady, StageLoaded, CacheReady, StepResult, StageStats, StageFailure
+    driver -> stage   StageSetup, CacheSetup, StepPlan, StatsRequest, TraceRequest, Shutdown
+    stage -> driver   StageReady, StageLoaded, CacheReady, StepResult, StageStats, StageTrace,
+                      StageFailure
 """
 
 from __future__ import annotations
@@ -221,6 +222,24 @@ class StageStats(Message, frozen=True):
     send: float
     bytes_sent: int
     rss_bytes: int
+    prepare: float = 0.0
+
+
+class TraceRequest(Message, frozen=True):
+    """Begin to record spans, or end it; a stage answers either with a ``StageTrace``."""
+
+    on: bool
+
+
+class StageTrace(Message, frozen=True):
+    """``now`` is the stage's clock when it answered; the rest is a ``trace.clock.Recording``,
+    empty where the recording only begins."""
+
+    stage: int
+    now: int  # nanoseconds, monotonic
+    start: int = 0
+    spans: bytes = b""
+    dropped: int = 0
 
 
 class StageFailure(Message, frozen=True):
@@ -239,8 +258,10 @@ class Shutdown(Message, frozen=True):
     pass
 
 
-ToStage: TypeAlias = StageSetup | CacheSetup | StepPlan | StatsRequest | Shutdown
-ToDriver: TypeAlias = StageReady | StageLoaded | CacheReady | StepResult | StageStats | StageFailure
+ToStage: TypeAlias = StageSetup | CacheSetup | StepPlan | StatsRequest | TraceRequest | Shutdown
+ToDriver: TypeAlias = (
+    StageReady | StageLoaded | CacheReady | StepResult | StageStats | StageTrace | StageFailure
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _to_stage: msgspec.msgpack.Decoder[ToStage] = msgspec.msgpack.Decoder(ToStage)
