@@ -42,9 +42,11 @@ class EngineConfig:
     dtype: Dtype = _setting("auto", "fp32, bf16 or fp16; auto takes the checkpoint's own.")
     micro_batch_size: int = _setting(8, "Most sequences that one micro-batch holds.")
     num_micro_batches: int | None = _setting(
-        None, "Micro-batches that stream through the stages; default: one a stage."
+        None, "Micro-batches that stream through the stages; default: as many as measured best."
     )
-    max_prefill_tokens: int = _setting(512, "Most prompt tokens that one step computes.")
+    max_prefill_tokens: int | None = _setting(
+        None, "Most prompt tokens that one step computes; default: as many as measured best."
+    )
     new_length: int = _setting(32, "Tokens that inference() adds to each row.")
     partition: Partition = _setting(
         "auto", "Layers of each stage: auto (by cost), even (by count), or a list such as 17,13."
@@ -75,10 +77,10 @@ class EngineConfig:
         self._normalise("partition", parse_partition(self.partition))
         if self.kv_cache_memory is not None:
             self._normalise("kv_cache_memory", parse_bytes(self.kv_cache_memory))
-        for name in ("pp_size", "micro_batch_size", "max_prefill_tokens", "new_length"):
+        for name in ("pp_size", "micro_batch_size", "new_length"):
             self._check_int(name, 1)
         self._check_int("recv_ahead", 1)
-        for name in ("num_micro_batches", "max_model_len", "threads"):
+        for name in ("num_micro_batches", "max_prefill_tokens", "max_model_len", "threads"):
             if getattr(self, name) is not None:
                 self._check_int(name, 1)
         self._check_choice("dtype", DTYPES)

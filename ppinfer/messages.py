@@ -6,9 +6,10 @@ field may be appended with a default but never moved. Nothing here is ever pickl
 What comes by the hundred a step is hidden from Python's garbage collector (``gc=False``), which
 would otherwise cost more than all else: plain data has no cycles.
 
-    driver -> stage   StageSetup, CacheSetup, StepPlan, StatsRequest, TraceRequest, Shutdown
-    stage -> driver   StageReady, StageLoaded, CacheReady, StepResult, StageStats, StageTrace,
-                      StageFailure
+    driver -> stage   ProfileRequest, StageSetup, CacheSetup, StepPlan, StatsRequest, TraceRequest,
+                      Shutdown
+    stage -> driver   StageReady, ProfileResult, StageLoaded, CacheReady, StepResult, StageStats,
+                      StageTrace, StageFailure
 """
 
 from __future__ import annotations
@@ -91,13 +92,52 @@ class DeviceInfo(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StageReady(Message, frozen=True):
-    """The process is up and torch is imported; ``devices`` lists the CPU first."""
+    """The process is up and torch is imported; ``devices`` lists the CPU first.
+
+    ``software`` names what, beside the device, decides how fast a step is: torch and the kernels.
+    """
 
     stage: int
     pid: int
     version: str
     devices: tuple[DeviceInfo, ...]
     seconds: float  # from the start of the process
+    cores: int = 1  # of the host, as far as this process may use them
+    threads: int = 1  # its share of them
+    local_size: int = 1  # stages on its host
+    software: str = ""
+
+
+class ProfileRequest(Message, frozen=True):
+    """Measure what a step of this model costs here, before the model is cut. It may come again."""
+
+    model: bytes  # models.config.ModelConfig as MessagePack
+    dtype: str
+    device: str
+    block_size: int
+    threads: int  # on a CPU
+    max_rows: int  # most sequences of a decode step
+    seconds: float  # about how long it may take
+
+
+Points: TypeAlias = tuple[tuple[int, float], ...]
+"""Seconds at a number of rows, as pairs in ascending order of rows."""
+
+
+class StepCosts(msgspec.Struct, frozen=True, array_like=True):
+    """What the parts of a step took on one stage."""
+
+    threads: int
+    decode: Points  # a decoder layer, a token of each of so many sequences
+    prefill: Points  # a decoder layer, so many tokens of one prompt
+    head: Points  # norm, head and greedy sampling
+    embed: Points
+    prepare: Points  # the indices of a decode step, made once a step
+
+
+class ProfileResult(Message, frozen=True):
+    stage: int
+    costs: StepCosts | None  # None where there is no memory to measure with
 
 
 class StageLoaded(Message, frozen=True):
@@ -258,9 +298,18 @@ class Shutdown(Message, frozen=True):
     pass
 
 
-ToStage: TypeAlias = StageSetup | CacheSetup | StepPlan | StatsRequest | TraceRequest | Shutdown
+ToStage: TypeAlias = (
+    ProfileRequest | StageSetup | CacheSetup | StepPlan | StatsRequest | TraceRequest | Shutdown
+)
 ToDriver: TypeAlias = (
-    StageReady | StageLoaded | CacheReady | StepResult | StageStats | StageTrace | StageFailure
+    StageReady
+    | ProfileResult
+    | StageLoaded
+    | CacheReady
+    | StepResult
+    | StageStats
+    | StageTrace
+    | StageFailure
 )
 
 _encoder = msgspec.msgpack.Encoder()

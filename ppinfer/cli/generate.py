@@ -88,4 +88,6 @@ def generate(
         if (
             results.num_shown and not quiet
         ):  # nothing is shown where torchrun lets another rank speak
+            if engine.choices:
+                say("chosen: " + " | ".join(engine.choices))
             say(engine.report().summary())

@@ -77,6 +77,8 @@ class PPInferEngine:
         """What each stage said of its loading: bytes, peak memory, seconds."""
         self.notes: list[str] = []
         """What was decided otherwise than asked for, each a sentence."""
+        self.choices: list[str] = []
+        """What was left open and chosen by measurement, each a phrase with predicted figures."""
         self.dtype: str = self.config.dtype
         """The arithmetic in force."""
         self.tokenizer: Tokenizer | None = None
@@ -111,6 +113,7 @@ class PPInferEngine:
         self.stage_pids = supervisor.pids
         self.startup_seconds, self.loaded = pipeline.startup_seconds, pipeline.loaded
         self.notes, self.dtype = pipeline.notes, pipeline.dtype
+        self.choices = list(pipeline.tuning.choices)
         self.tokenizer = pipeline.tokenizer
         self._requests = RequestFactory(
             pipeline.tokenizer,
@@ -127,7 +130,7 @@ class PPInferEngine:
         self._driver = Driver(
             supervisor,
             manager,
-            GenerateSchedule(manager, self.config.max_prefill_tokens),
+            GenerateSchedule(manager, pipeline.tuning.max_prefill_tokens),
             pipeline.layouts,
             timeout=self.config.timeout,
         )

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ppinfer.config import EngineConfig
+from ppinfer.engine.profile import SMALL_MODEL, shares_host
 from ppinfer.errors import CapacityError, ConfigError
 from ppinfer.messages import DeviceInfo, StageLoaded, StageReady
 from ppinfer.models.config import ModelConfig
-from ppinfer.schedule.partition import LayerCosts
+from ppinfer.schedule.pace import Measured
+from ppinfer.schedule.partition import LayerCosts, StageRange, partition_layers
+from ppinfer.schedule.tuning import Tuning, tune, untuned
 
 _CPU_SHARE, _GPU_SHARE = 0.5, 0.9
 """Part of a device's free memory that the KV cache may take unless it is told how much."""
@@ -113,6 +116,31 @@ def count_blocks(
     if config.kv_cache_memory is not None:
         return counts[poorest]
     return min(counts[poorest], config.max_sequences * -(-max_model_len // config.block_size))
+
+
+def cut_and_tune(
+    measured: Measured | None,
+    model: ModelConfig,
+    dtype: str,
+    ready: Sequence[StageReady],
+    devices: Sequence[DeviceInfo],
+    config: EngineConfig,
+) -> tuple[tuple[StageRange, ...], Tuning]:
+    """Each stage's layers, and how many micro-batches run: by measurement, else by shapes.
+
+    Raises:
+        ConfigError, CapacityError: see ``partition_layers``.
+    """
+    costs = layer_costs(model, dtype)
+    limits = [device.free_bytes for device in devices]
+    if measured is not None:
+        return tune(measured, costs, config, limits)
+    ranges = partition_layers(costs, config.pp_size, config.partition, limits)
+    threads: tuple[int, ...] = (0,)
+    if model.total_parameters >= SMALL_MODEL and shares_host(ready, devices):
+        share = ready[0].threads
+        threads = (ready[0].cores if config.threads is None else share, share)
+    return ranges, untuned(config, threads)
 
 
 def layer_costs(model: ModelConfig, dtype: str) -> LayerCosts:

@@ -6,7 +6,7 @@ import contextlib
 import selectors
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -18,6 +18,7 @@ from ppinfer.launch.process import StageProcess
 from ppinfer.messages import (
     CacheReady,
     Message,
+    ProfileResult,
     Shutdown,
     StageFailure,
     StageLoaded,
@@ -27,7 +28,7 @@ from ppinfer.messages import (
     encode,
 )
 
-_AnswerT = TypeVar("_AnswerT", StageReady, StageLoaded, CacheReady)
+_AnswerT = TypeVar("_AnswerT", StageReady, ProfileResult, StageLoaded, CacheReady)
 
 _POLITE_SECONDS = 1.0
 _SHUTDOWN_SECONDS = 5.0
@@ -151,8 +152,9 @@ class Supervisor:
         timeout: float,
         phase: str,
         on_message: Callable[[_AnswerT], None] | None = None,
+        stages: Sequence[int] | None = None,
     ) -> list[_AnswerT]:
-        """One message of ``kind`` from every stage, in stage order.
+        """One message of ``kind`` from every stage, or from those of ``stages``, in stage order.
 
         Raises:
             StageError: a stage failed, or did not answer within ``timeout`` seconds; it is named.
@@ -160,10 +162,11 @@ class Supervisor:
         self._phase = phase
         deadline = time.monotonic() + timeout
         found: dict[int, _AnswerT] = {}
-        while len(found) < len(self._stages):
+        wanted = [s.stage for s in self._stages] if stages is None else list(stages)
+        while len(found) < len(wanted):
             left = deadline - time.monotonic()
             if left <= 0:
-                missing = [s.stage for s in self._stages if s.stage not in found]
+                missing = [stage for stage in wanted if stage not in found]
                 raise StageError(
                     f"Stage {missing[0]} did not answer within {timeout:g} s while {phase}.",
                     stage=missing[0],
@@ -174,7 +177,7 @@ class Supervisor:
                 if on_message is not None:
                     on_message(message)
         self._phase = "running"
-        return [found[stage.stage] for stage in self._stages]
+        return [found[stage] for stage in wanted]
 
     def _readable(self, timeout: float | None) -> list[StageProcess]:
         ready = []

@@ -26,6 +26,8 @@ from ppinfer.messages import (
     CacheReady,
     CacheSetup,
     Message,
+    ProfileRequest,
+    ProfileResult,
     Shutdown,
     StageFailure,
     StageLoaded,
@@ -64,7 +66,9 @@ class StageWorker:
         self._channel.send(encode(message))
 
     def serve(self) -> None:
-        from ppinfer.stage.device import list_devices
+        import torch
+
+        from ppinfer.stage.device import list_devices, num_cores, software
 
         arguments = self._arguments
         self.send(
@@ -74,9 +78,13 @@ class StageWorker:
                 version=__version__,
                 devices=list_devices(arguments.local_index, arguments.local_size),
                 seconds=time.time() - arguments.started,
+                cores=num_cores(),
+                threads=torch.get_num_threads(),
+                local_size=arguments.local_size,
+                software=software(),
             )
         )
-        self._build(self._expect(StageSetup)).run()
+        self._build(self._await_setup()).run()
 
     def _read(self) -> None:
         try:
@@ -89,11 +97,26 @@ class StageWorker:
         except BaseException as error:
             self.fail(error)
 
-    def _expect(self, kind: type[_MessageT]) -> _MessageT:
+    def _await_setup(self) -> StageSetup:
+        """The set-up, after as many measurements as the driver wants to cut the model by."""
+        message = self._expect(ProfileRequest, StageSetup)
+        if isinstance(message, ProfileRequest):
+            from ppinfer.stage.profile import answer_requests
+
+            message = answer_requests(
+                message,
+                self._arguments.local_size,
+                lambda costs: self.send(ProfileResult(self._arguments.stage, costs)),
+                lambda: self._expect(ProfileRequest, StageSetup),
+            )
+        assert isinstance(message, StageSetup)
+        return message
+
+    def _expect(self, *kinds: type[_MessageT]) -> _MessageT:
         message = self._inbox.get()
         if isinstance(message, Shutdown):
             raise _ToldToStop
-        assert isinstance(message, kind), f"{type(message).__name__} came too early"
+        assert isinstance(message, kinds), f"{type(message).__name__} came too early"
         return message
 
     def _build(self, setup: StageSetup) -> StageLoop:

@@ -39,6 +39,7 @@ class FakeEngine:
         self.config = EngineConfig.from_settings(settings)
         self.model, self.settings = model, settings
         self.notes = ["a note"] if model == "noted" else []
+        self.choices = ["one thing", "another"] if model == "noted" else []
         self.calls: list[tuple[list[Any], SamplingParams]] = []
         self.aborted = 0
         self.closed = False
