@@ -19,7 +19,7 @@ LAYERS = {
     "comm": 3,
     "stage": 4,
     "engine": 5, "launch": 5,
-    "cli": 6,
+    "bench": 6, "cli": 6,
 }  # fmt: skip
 TORCH_FREE = ("schedule", "version", "errors", "config", "request", "sampling", "messages")
 STRANGERS = {"models": {"comm"}, "weights": {"comm"}, "kernels": {"comm"}, "comm": {

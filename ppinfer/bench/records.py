@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ppinfer.bench.limits import Rates
 from ppinfer.bench.stats import Spread, paired_ratios
 
 
@@ -106,6 +107,20 @@ class Cell:
         """The same for figures with one entry a process."""
         lists = [getattr(run, attribute) for run in self.runs]
         return [Spread.of(values).median for values in zip(*lists, strict=True)]
+
+
+@dataclass
+class Comparison:
+    """Cells of one model in one dtype, shape by shape, and what the machine can do at best.
+
+    ``alternated`` is false where the rows do not fit in memory together and could not take turns.
+    """
+
+    model: str
+    dtype: str
+    rates: Rates | None
+    cells: list[Cell]
+    alternated: bool = True
 
 
 def compare(cells: Sequence[Cell]) -> None:

@@ -23,7 +23,7 @@ from ppinfer.bench.measure import (
 )
 from ppinfer.bench.named import Subject
 from ppinfer.bench.procfs import available_bytes
-from ppinfer.bench.records import Cell, Run, compare
+from ppinfer.bench.records import Cell, Comparison, Run, compare
 from ppinfer.bench.remote import Worker, WorkerFailed
 
 _LOAD_SECONDS = 900.0
@@ -41,17 +41,6 @@ class Protocol:
     memory_limit: int = 0
     ceiling: bool = True
     settings: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Comparison:
-    """Cells of one model in one dtype, shape by shape, and what the machine can do at best."""
-
-    model: str
-    dtype: str
-    rates: Rates | None
-    cells: list[Cell]
-    alternated: bool = True
 
 
 Notice = Callable[[str, float, float], None]
