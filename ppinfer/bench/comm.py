@@ -1,8 +1,8 @@
 """Which transport costs the stages least: every one, over 2, 3, 4 stages and sizes. No torch.
 
 Every stage computes for the same while for each message, as stages do. The **efficiency** is the
-messages/s that got through over those of a transport that takes no time: one in the time that a
-message's compute takes, on as many cores as there are stages or, where that is fewer, on all cores.
+share of the cores' time that went into that compute, of as many cores as there are stages or, where
+there are fewer, of all: a transport that takes no time and no core would reach 100%.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class HopCell:
     """One transport at one number of stages and one size; each list has an entry a turn.
 
     Attributes:
+        rates: messages/s that passed the whole pipeline.
         delays: median seconds of a hop (see ``hop.py``), the worst of the hops.
         tails: the same at the 99th percentile.
         sends: median seconds that handing a message over took.
@@ -41,6 +42,7 @@ class HopCell:
     stages: int
     num_bytes: int
     efficiency: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
     delays: list[float] = field(default_factory=list)
     tails: list[float] = field(default_factory=list)
     sends: list[float] = field(default_factory=list)
@@ -99,8 +101,8 @@ class _Ring:
             worker.receive(_TIMEOUT)
 
     def measure(self, cell: HopCell, products: int, compute_seconds: float) -> None:
-        ideal = 1 / compute_seconds * min(1.0, cores() / cell.stages)
-        messages = max(8, round(_RUN_SECONDS * ideal))
+        busy = min(cell.stages, cores())
+        messages = max(8, round(_RUN_SECONDS / compute_seconds * busy / cell.stages))
         if cell.why:
             return
         try:
@@ -113,9 +115,9 @@ class _Ring:
         except WorkerFailed as failure:
             cell.why = str(failure)
             return
-        # The pipeline fills and drains once, which is no fault of the transport.
-        rate = (messages + (cell.stages - 1)) / answers[0]["seconds"]
-        cell.efficiency.append(rate / ideal)
+        seconds = answers[0]["seconds"]  # until the last message had passed the last stage
+        cell.efficiency.append(sum(a["computed"] for a in answers) / (seconds * busy))
+        cell.rates.append(messages / seconds)
         cell.delays.append(max(a["delay_p50"] for a in answers if a["delay_p50"] is not None))
         cell.tails.append(max(a["delay_p99"] for a in answers if a["delay_p99"] is not None))
         cell.sends.append(max(a["send_p50"] for a in answers if a["send_p50"] is not None))
@@ -144,8 +146,8 @@ def verdict(cells: Sequence[HopCell]) -> str:
 def table(cells: Sequence[HopCell], compute_seconds: float) -> Table:
     made = Table(
         f"Transports on one host, every stage computing {compute_seconds * 1e3:g} ms a message",
-        ["stages", "message", "transport", "efficiency (range)", "delay of a hop µs", "p99 µs",
-         "send µs"],
+        ["stages", "message", "transport", "efficiency (range)", "messages/s", "delay of a hop µs",
+         "p99 µs", "send µs"],
         labels=3,
     )  # fmt: skip
     last: tuple[int, int] | None = None
@@ -156,7 +158,7 @@ def table(cells: Sequence[HopCell], compute_seconds: float) -> Table:
         labels = ["", ""] if place == last else [str(cell.stages), size_in_words(cell.num_bytes)]
         last = place
         if cell.why or not cell.efficiency:
-            made.rows.append([*labels, cell.comm, "failed" if cell.why else "…", "", "", ""])
+            made.rows.append([*labels, cell.comm, "failed" if cell.why else "…", *[""] * 4])
             continue
         efficiency = Spread.of(cell.efficiency)
         figures = [
@@ -164,7 +166,8 @@ def table(cells: Sequence[HopCell], compute_seconds: float) -> Table:
             for values in (cell.delays, cell.tails, cell.sends)
         ]
         spread = f"{efficiency.median:.1%} ({efficiency.low:.1%}–{efficiency.high:.1%})"
-        made.rows.append([*labels, cell.comm, spread, *figures])
+        rate = number(Spread.of(cell.rates).median)
+        made.rows.append([*labels, cell.comm, spread, rate, *figures])
     failed = {f"{cell.comm}, {cell.stages} stages": cell.why for cell in cells if cell.why}
     made.notes = [verdict(cells), *(f"{name}: {why}" for name, why in failed.items())]
     return made

@@ -16,6 +16,7 @@ _COLORS = ("#b8b8b8", "#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#7
 _INK = "#333333"
 _LINES = "#dddddd"
 _DPI = 150
+_CEILING = "kernels' ceiling"
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,12 @@ def plot_throughput(comparisons: Sequence[Comparison], path: Path) -> None:
     for axis, comparison in zip(axes, comparisons, strict=True):
         _bars(axis, comparison)
     handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="upper center", ncols=len(names), frameon=False)
-    _save(figure, path, top=0.9)
+    legend = dict(sorted(zip(names, handles, strict=True), key=lambda item: item[0] == _CEILING))
+    figure.legend(
+        legend.values(), legend.keys(), loc="upper center", ncols=len(legend), frameon=False,
+        fontsize=9,
+    )  # fmt: skip
+    _save(figure, path, top=0.95)
 
 
 def plot_lines(panels: Sequence[Panel], path: Path) -> None:
@@ -113,7 +118,7 @@ def _bars(axis: Any, comparison: Comparison) -> None:
     for place, shape in enumerate(shapes):
         ceiling = next((c.ceiling for c in cells if c.shape == shape and c.ceiling), None)
         if ceiling is not None:
-            label = "kernels' ceiling" if place == 0 else None
+            label = _CEILING if place == 0 else None
             span = [place - 0.42, place + 0.42]
             axis.plot(span, [ceiling] * 2, color=_INK, linewidth=1.0, linestyle="--", label=label)
     names = [" x ".join(shape.split("x")) for shape in shapes]

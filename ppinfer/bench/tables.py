@@ -38,7 +38,9 @@ def show(tables: Sequence[Table], console: Console) -> None:
         )
         for index, column in enumerate(table.columns):
             is_label = index < table.labels
-            drawn.add_column(column, justify="left" if is_label else "right", no_wrap=is_label)
+            drawn.add_column(
+                column, justify="left" if is_label else "right", no_wrap=is_label, overflow="fold"
+            )
         for index, row in enumerate(table.rows):
             if index in table.breaks:
                 drawn.add_section()

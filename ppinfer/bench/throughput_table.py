@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from ppinfer.bench.records import Cell, Comparison
 from ppinfer.bench.tables import Table, megabytes, number, percent, with_range
 
+_CPU_RESOLUTION = 0.5
+"""Seconds; processor time of shorter runs is known too coarsely."""
 _FOREIGN_CPU = 0.05
 """Share of all cores; above it a run was disturbed enough to say so."""
 
@@ -130,7 +132,7 @@ def _notes(comparison: Comparison) -> list[str]:
     for row in dict.fromkeys(cell.row for cell in comparison.cells):
         said = [choice(c) for c in comparison.cells if c.row == row and c.is_ok and not c.is_hf]
         notes += [f"{row}: {text}" for text in dict.fromkeys(said)]
-    runs = [run for cell in comparison.cells for run in cell.runs]
+    runs = [r for cell in comparison.cells for r in cell.runs if r.seconds > _CPU_RESOLUTION]
     disturbed = [run for run in runs if run.other_cpu + run.stolen_cpu > _FOREIGN_CPU]
     if disturbed:
         most = max(run.other_cpu + run.stolen_cpu for run in disturbed)
