@@ -56,6 +56,7 @@ def measure_comm(
     repeats: int,
     notice: Notice,
     transports: Sequence[str] = TRANSPORTS,
+    seconds: float = _RUN_SECONDS,
 ) -> Iterator[list[HopCell]]:
     """Transports take turns at each size; yields all cells each time some are done."""
     cells: list[HopCell] = []
@@ -76,7 +77,7 @@ def measure_comm(
                 for _ in range(repeats):
                     for comm, ring in rings.items():
                         notice(f"{stages} stages, {size:,} bytes: {comm}", done, len(sizes))
-                        ring.measure(fresh[comm, size], products, compute_seconds)
+                        ring.measure(fresh[comm, size], products, compute_seconds, seconds)
                 yield cells
 
 
@@ -100,9 +101,9 @@ class _Ring:
         for worker in self._workers:
             worker.receive(_TIMEOUT)
 
-    def measure(self, cell: HopCell, products: int, compute_seconds: float) -> None:
+    def measure(self, cell: HopCell, products: int, compute_seconds: float, seconds: float) -> None:
         busy = min(cell.stages, cores())
-        messages = max(8, round(_RUN_SECONDS / compute_seconds * busy / cell.stages))
+        messages = max(8, round(seconds / compute_seconds * busy / cell.stages))
         if cell.why:
             return
         try:
@@ -115,9 +116,9 @@ class _Ring:
         except WorkerFailed as failure:
             cell.why = str(failure)
             return
-        seconds = answers[0]["seconds"]  # until the last message had passed the last stage
-        cell.efficiency.append(sum(a["computed"] for a in answers) / (seconds * busy))
-        cell.rates.append(messages / seconds)
+        took = answers[0]["seconds"]  # until the last message had passed the last stage
+        cell.efficiency.append(sum(a["computed"] for a in answers) / (took * busy))
+        cell.rates.append(messages / took)
         cell.delays.append(max(a["delay_p50"] for a in answers if a["delay_p50"] is not None))
         cell.tails.append(max(a["delay_p99"] for a in answers if a["delay_p99"] is not None))
         cell.sends.append(max(a["send_p50"] for a in answers if a["send_p50"] is not None))

@@ -18,7 +18,7 @@ _TIMEOUT = 300.0
 _LEAST_BYTES, _MOST_BYTES = 64 << 20, 1 << 30
 _SLACK = 2.0
 """How much longer than the physical limit a run is expected to take, before anything is known."""
-_PROCESS_BYTES = 400 << 20
+_PROCESS_BYTES = 300 << 20
 """What a process needs beside weights and cache."""
 
 

@@ -1,13 +1,10 @@
 """What this machine does at its best, measured in a process of its own.
 
-Bandwidth and products are the best of several repetitions, since a limit is what can be reached.
-Layers are the median: several processes measure at once, and what one does while another has
-already finished must not count.
+Every figure is the best of several repetitions: a limit is what can be reached, not what was usual.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -77,8 +74,8 @@ class Probe:
 
             head, x_ti = self._head, torch.randn(rows, self._head.in_features).to(self._dtype)
             return {
-                "layers": statistics.median(repeat(layers)),
-                "head": statistics.median(repeat(lambda: head(x_ti))),
+                "layers": best_seconds(layers),
+                "head": best_seconds(lambda: head(x_ti)),
             }
 
     def close(self) -> None:
@@ -121,19 +118,15 @@ def matrix_rate(dtype: torch.dtype) -> float:
 
 
 def best_seconds(work: Callable[[], object]) -> float:
-    return min(repeat(work))
-
-
-def repeat(work: Callable[[], object]) -> list[float]:
-    """Seconds of each of several repetitions, after one that does not count."""
+    """The shortest of several repetitions, after one that does not count."""
     work()
-    seconds: list[float] = []
-    until = time.perf_counter() + _SECONDS
-    while len(seconds) < 3 or time.perf_counter() < until:
+    best, count, until = float("inf"), 0, time.perf_counter() + _SECONDS
+    while count < 3 or time.perf_counter() < until:
         started = time.perf_counter()
         work()
-        seconds.append(time.perf_counter() - started)
-    return seconds
+        best = min(best, time.perf_counter() - started)
+        count += 1
+    return best
 
 
 def _weights(rows: int, columns: int, dtype: torch.dtype) -> Tensor:

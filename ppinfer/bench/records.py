@@ -113,14 +113,14 @@ class Cell:
 class Comparison:
     """Cells of one model in one dtype, shape by shape, and what the machine can do at best.
 
-    ``alternated`` is false where the rows do not fit in memory together and could not take turns.
+    ``groups`` are the rows that took turns: all, unless they do not fit in memory together.
     """
 
     model: str
     dtype: str
     rates: Rates | None
     cells: list[Cell]
-    alternated: bool = True
+    groups: list[list[str]] = field(default_factory=list)
 
 
 def compare(cells: Sequence[Cell]) -> None:

@@ -2,7 +2,7 @@
 
 For each model and dtype all rows are brought up; then, shape by shape, each row runs once for
 warmth and the counted runs alternate (A B C A B C …), so that what the machine does meanwhile meets
-all of them alike. Where they do not all fit in memory together, each is measured by itself.
+all of them alike. Where they do not all fit in memory together, those that do take turns.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def compare_rows(
     if protocol.ceiling:
         notice(f"{subject.name} {dtype}: kernels at the model's shapes", 0, 1)
         grid.set_ceilings(runnable)
-    groups = [list(rows)] if grid.fit_together() else [[row] for row in rows]
-    found.alternated = len(groups) == 1
+    groups = grid.groups()
+    found.groups = [[row.name for row in group] for group in groups]
     for group in groups:
         with ExitStack() as stack:
             team = _Team(grid, group, stack, notice)
@@ -131,8 +131,17 @@ class _Grid:
         tokens = max(shape.prompt_tokens + shape.new_tokens for shape in self.shapes)
         return needed_bytes(self.subject.config, self.dtype, row.stages, tokens)
 
-    def fit_together(self) -> bool:
-        return sum(map(self._needed, self.rows)) < available_bytes()
+    def groups(self) -> list[list[Row]]:
+        """Rows that fit in memory together, as many as do; usually that is all of them."""
+        groups: list[list[Row]] = []
+        free = left = available_bytes()
+        for row in self.rows:
+            if not groups or self._needed(row) > left:
+                groups.append([])
+                left = free
+            groups[-1].append(row)
+            left -= self._needed(row)
+        return groups
 
     def set_ceilings(self, shapes: Sequence[Shape]) -> None:
         model, itemsize = self.subject.config, ITEMSIZE[self.dtype]

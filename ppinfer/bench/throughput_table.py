@@ -53,9 +53,10 @@ def _glance(comparison: Comparison) -> Table:
         if cell.status in ("oom", "failed", "timeout"):
             reasons.setdefault(f"{status(cell)}, {cell.row}: {cell.why}", []).append(cell.shape)
     table.notes += [f"{reason} ({', '.join(where)})" for reason, where in reasons.items()]
-    if not comparison.alternated:
+    if len(comparison.groups) > 1:
+        said = "; ".join(", ".join(group) for group in comparison.groups)
         table.notes.append(
-            "The rows do not fit in memory together, so they ran one after another, not in turns."
+            f"Not all rows fit in memory together; those took turns that do: {said}."
         )
     return table
 

@@ -47,7 +47,7 @@ def test_every_row_is_measured_at_every_shape() -> None:
         assert cell.ceiling is not None
         assert 0 < cell.ceiling < cell.limit
         assert len(cell.stage_median("busy")) == cell.stages
-    assert found.alternated
+    assert found.groups == [["HF generate", "1 process", "2 stages"]]
 
 
 def test_cells_that_would_take_too_long_are_skipped_before_anything_loads() -> None:
@@ -93,7 +93,7 @@ def test_a_killed_worker_ran_out_of_memory_and_a_silent_one_out_of_time() -> Non
 
 
 def test_transports_carry_the_moment_of_sending() -> None:
-    cells = list(measure_comm((2,), (64, 100_000), 1e-3, 1, silent))[-1]
+    cells = list(measure_comm((2,), (64, 100_000), 1e-3, 1, silent, seconds=0.1))[-1]
     assert not any(cell.why for cell in cells), [cell.why for cell in cells]
     for cell in cells:
         assert 0 < cell.delays[0] < 1
@@ -101,3 +101,15 @@ def test_transports_carry_the_moment_of_sending() -> None:
     assert best(cells, 2) in {cell.comm for cell in cells}
     assert verdict(cells).startswith("Best by efficiency: 2 stages: ")
     assert best(cells, 3) is None
+
+
+def test_rows_that_do_not_fit_together_take_turns_in_groups(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ppinfer.bench import throughput
+
+    monkeypatch.setattr(throughput, "available_bytes", lambda: 1_600 << 20)
+    found = compare("fp32", Protocol(repeats=1, ceiling=False))
+    assert found.groups == [["HF generate", "1 process"], ["2 stages"]]
+    assert [cell.status for cell in found.cells] == ["ok"] * 6
+    assert all(cell.ratios for cell in found.cells if not cell.is_hf)

@@ -46,12 +46,12 @@ def test_latency_and_contexts(tmp_path: Path) -> None:
 def test_scaling_and_loading() -> None:
     done = run_cli(
         "bench", "scaling", "toy", "--shape", "4x8x4", "--pp-sizes", "1,2",
-        "--micro-batches", "auto,1,2", "--repeats", "1", "--json",
+        "--micro-batches", "auto,2", "--repeats", "1", "--json",
     )  # fmt: skip
     assert done.status == 0, done.err
     cells = json.loads(done.out)["results"]["cells"]
     assert [(cell["stages"], cell["micro_batches"]) for cell in cells] == [
-        (stages, count) for stages in (1, 2) for count in (None, 1, 2)
+        (stages, count) for stages in (1, 2) for count in (None, 2)
     ]
     done = run_cli("bench", "loading", "--layers", "1", "-pp", "1", "--repeats", "1")
     assert done.status == 0, done.err
