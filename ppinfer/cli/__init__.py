@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ppinfer.cli import chat, doctor, generate, inspect, timeline
+from ppinfer.cli import bench, chat, doctor, generate, inspect, timeline
 from ppinfer.cli.terminal import guarded
 from ppinfer.version import __version__
 
@@ -37,6 +37,7 @@ for _command in (
     doctor.doctor,
 ):
     app.command(help=_unwrapped(_command.__doc__))(guarded(_command))
+app.add_typer(bench.app, name="bench")
 
 
 def _show_version(wanted: bool) -> None:
