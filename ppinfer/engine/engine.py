@@ -122,7 +122,7 @@ class PPInferEngine:
             eos_token_ids=pipeline.eos_token_ids,
         )
         manager = MicroBatchManager(
-            self.config.micro_batches,
+            pipeline.tuning.num_slots,
             self.config.max_sequences,
             BlockPool(pipeline.num_blocks, self.config.block_size),
             self.config.prefix_caching,
@@ -130,7 +130,7 @@ class PPInferEngine:
         self._driver = Driver(
             supervisor,
             manager,
-            GenerateSchedule(manager, pipeline.tuning.max_prefill_tokens),
+            GenerateSchedule(manager, pipeline.tuning.max_prefill_tokens, pipeline.tuning),
             pipeline.layouts,
             timeout=self.config.timeout,
         )

@@ -36,7 +36,7 @@ class Spread(Protocol):
 
 
 class EvenSpread:
-    """Always over all slots."""
+    """Always over all slots; what tests and simulations without measurements use."""
 
     def __init__(self, num_slots: int) -> None:
         self._num_slots = num_slots
