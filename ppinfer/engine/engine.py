@@ -29,6 +29,7 @@ from ppinfer.sampling import SamplingParams
 from ppinfer.schedule.block_pool import BlockPool
 from ppinfer.schedule.generate import GenerateSchedule
 from ppinfer.schedule.micro_batch import MicroBatchManager
+from ppinfer.trace.model import counted
 
 if TYPE_CHECKING:
     from ppinfer.engine.tokenizer import Tokenizer
@@ -242,8 +243,7 @@ class PPInferEngine:
         info = {
             "model": self._model_name,
             "dtype": self.dtype,
-            "stages": _count(self.config.pp_size, "stage"),
-            "micro_batches": _count(self.config.micro_batches, "micro-batch"),
+            "stages": counted(self.config.pp_size, "stage"),
         }
         return Tracing(self._driver, where, info, warn)
 
@@ -311,10 +311,6 @@ def _join(live: LiveRequest, prompt: str | None, deltas: list[RequestDelta]) -> 
         finish_reason=reason,
         logprobs=logprobs,
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "es" if noun.endswith("ch") else "s")
 
 
 def _no_progress(event: str, done: float, total: float) -> None:

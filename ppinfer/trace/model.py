@@ -59,7 +59,7 @@ class StepFacts(NamedTuple):
 
 @dataclass(slots=True)
 class Trace:
-    """``stages`` in pipeline order; ``info`` says what ran: its values read as a title."""
+    """``stages`` in pipeline order; ``info`` says what ran: model, dtype and the like."""
 
     stages: list[Lane]
     driver: Lane
@@ -73,7 +73,17 @@ class Trace:
 
     @property
     def title(self) -> str:
-        return ", ".join(self.info.values())
+        """What ran, and in how many micro-batches."""
+        return ", ".join([*self.info.values(), counted(len(self.slots), "micro-batch", "es")])
+
+    @property
+    def slots(self) -> list[int]:
+        """Those that had steps."""
+        return sorted({facts.slot for facts in self.steps.values()})
+
+
+def counted(number: int, noun: str, ending: str = "s") -> str:
+    return f"{number} {noun}{'' if number == 1 else ending}"
 
 
 def slot_letter(slot: int) -> str:

@@ -23,7 +23,7 @@ def test_lanes_and_tables(file: Path) -> None:
     result = run("timeline", str(file))
     assert (result.exit_code, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
-    assert lines[0] == "toy, 2 stages"
+    assert lines[0] == "toy, 2 stages, 2 micro-batches"
     assert lines[1].startswith("whole run: 0.230 s, 22 steps, 261 tokens/s decoded, driver ")
     assert lines[2].startswith("steady decode: ")
     assert sum(line.startswith("stage 1 ") for line in lines) >= 1
@@ -104,7 +104,7 @@ class TestTraceOption:
         assert result.exit_code == 0
         assert f"trace: {path} (show it: ppinfer timeline {path}" in result.stderr
         trace = read_trace(path)
-        assert trace.title == "m, 2 stages"
+        assert trace.title == "m, 2 stages, 2 micro-batches"
         assert len(trace.stages) == 2
 
     def test_an_interrupted_run_has_a_trace(self, engine: type[FakeEngine], tmp_path: Path) -> None:
