@@ -40,7 +40,9 @@ class EngineConfig:
 
     pp_size: int = _setting(1, "Number of pipeline stages, one process and device each.")
     dtype: Dtype = _setting("auto", "fp32, bf16 or fp16; auto takes the checkpoint's own.")
-    micro_batch_size: int = _setting(8, "Most sequences that one micro-batch holds.")
+    micro_batch_size: int = _setting(
+        8, "Sequences of a micro-batch; this times micro-batches (or else stages) run at once."
+    )
     num_micro_batches: int | None = _setting(
         None, "Micro-batches that stream through the stages; default: as many as measured best."
     )

@@ -9,7 +9,6 @@ share a host, or have devices of their own, measure once, all at the same time.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from statistics import fmean
 
 import msgspec
 
@@ -18,14 +17,13 @@ from ppinfer.engine import profile_cache
 from ppinfer.engine.supervisor import Supervisor
 from ppinfer.messages import (
     DeviceInfo,
-    Points,
     ProfileRequest,
     ProfileResult,
     StageReady,
     StepCosts,
 )
 from ppinfer.models.config import ModelConfig
-from ppinfer.schedule.pace import Measured
+from ppinfer.schedule.pace import Measured, least
 from ppinfer.version import __version__
 
 SMALL_MODEL = 20_000_000
@@ -100,7 +98,7 @@ def measure(
     if not together or (in_turn and not alone):
         return None
     if share_host:
-        together, alone = [average(together)] * len(ready), alone * len(ready)
+        together, alone = [least(together)] * len(ready), alone * len(ready)
     measured = Measured(tuple(together), tuple(alone), first.cores if share_host else 0)
     profile_cache.save(key, measured)
     return measured
@@ -120,27 +118,6 @@ def shares_host(ready: Sequence[StageReady], devices: Sequence[DeviceInfo]) -> b
     return all(
         device.name == "cpu" and stage.local_size == len(ready)
         for stage, device in zip(ready, devices, strict=True)
-    )
-
-
-def average(costs: Sequence[StepCosts]) -> StepCosts:
-    """One table out of several that differ by chance; rows that not all of them have are left out.
-
-    Every table has the first rows.
-    """
-
-    def mean(tables: Sequence[Points]) -> Points:
-        found = [dict(table) for table in tables]
-        common = [rows for rows, _ in tables[0] if all(rows in table for table in found)]
-        return tuple((rows, fmean(table[rows] for table in found)) for rows in common)
-
-    return StepCosts(
-        threads=costs[0].threads,
-        decode=mean([c.decode for c in costs]),
-        prefill=mean([c.prefill for c in costs]),
-        head=mean([c.head for c in costs]),
-        embed=mean([c.embed for c in costs]),
-        prepare=mean([c.prepare for c in costs]),
     )
 
 

@@ -16,7 +16,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 
 import msgspec
 
@@ -59,20 +59,34 @@ def parts_of(costs: StepCosts) -> tuple[Points, ...]:
     return (costs.decode, costs.prefill, costs.head, costs.embed, costs.prepare)
 
 
+def least(tables: Sequence[StepCosts]) -> StepCosts:
+    """One table out of several of the same work: what disturbs a measurement only prolongs it."""
+    joined = []
+    for curves in zip(*map(parts_of, tables), strict=True):
+        seconds: dict[int, float] = {}
+        for rows, took in sorted(chain.from_iterable(curves)):
+            seconds.setdefault(rows, took)
+        joined.append(tuple(seconds.items()))
+    return StepCosts(tables[0].threads, *joined)
+
+
 @dataclass(frozen=True, slots=True)
 class Curve:
     """Seconds against rows: linear between points, proportional to rows after the last.
 
-    More rows never take less time: a point above a later one was disturbed, and is lowered to it.
+    More rows never take less time, nor more than in proportion, since they could be divided: a
+    point that says otherwise was disturbed, and is lowered.
     """
 
     points: Points
 
     def __post_init__(self) -> None:
         assert self.is_valid(self.points)
-        falling = accumulate((seconds for _, seconds in reversed(self.points)), min)
         rows = [rows for rows, _ in self.points]
-        rising = reversed(list(falling))
+        seconds = [seconds for _, seconds in self.points]
+        for i in range(1, len(rows)):
+            seconds[i] = min(seconds[i], seconds[i - 1] * rows[i] / rows[i - 1])
+        rising = list(accumulate(reversed(seconds), min))[::-1]
         object.__setattr__(self, "points", tuple(zip(rows, rising, strict=True)))
 
     @staticmethod
@@ -148,8 +162,10 @@ class PipelinePace:
 
     def _steps(self, rows: float) -> list[float]:
         """Each stage's step at so many sequences."""
+        layer = {stage: stage.layer.at(rows) for stage in set(self.stages)}
+        prepare = {stage: stage.prepare.at(rows) for stage in layer}
         seconds = [
-            (last - first) * stage.layer.at(rows) + stage.prepare.at(rows)
+            (last - first) * layer[stage] + prepare[stage]
             for stage, (first, last) in zip(self.stages, self.ranges, strict=True)
         ]
         seconds[0] += self.stages[0].embed.at(rows)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from ppinfer.config import EngineConfig
+from ppinfer.messages import StepCosts
 from ppinfer.schedule.pace import Measured, PipelinePace, StagePace
 from ppinfer.schedule.partition import LayerCosts, StageRange, partition_layers
 
@@ -100,11 +101,11 @@ class _Tuner:
         self._sizes, self._config, self._limits = sizes, config, memory_limits
         self._cores = measured.cores
         self._capacity = config.max_sequences
-        self._many = [StagePace(costs) for costs in measured.side_by_side]
+        self._many = _paces(measured.side_by_side)
         self._one = self._many
         self._cut = cache(self._partition)
         if measured.in_turn:
-            self._one = self._faster([StagePace(costs) for costs in measured.in_turn])
+            self._one = self._faster(_paces(measured.in_turn))
 
     def _faster(self, in_turn: list[StagePace]) -> list[StagePace]:
         """The paces of one micro-batch: on all cores, unless so many threads are no gain."""
@@ -118,33 +119,34 @@ class _Tuner:
         return in_turn if total(in_turn) < total(self._many) else self._many
 
     def tune(self) -> tuple[tuple[StageRange, ...], Tuning]:
-        config, full = self._config, self._capacity
-        asked = config.num_micro_batches
-        seconds = {
-            m: self._pace(m, self._ranges(m)).round_seconds(full, m)
-            for m in self._numbers(full)
-            if asked is None or m == min(asked, full)
-        }
-        best = _fewest(seconds)
+        full = self._capacity
+        best = _fewest({m: self._seconds(full, m, self._ranges(m)) for m in self._numbers(full)})
         ranges = self._ranges(best)
-        table = _at_most(asked, full) if asked is not None else self._table(ranges)
-        in_force = table[-1]
-        chunk = config.max_prefill_tokens or self._chunk(ranges, in_force)
+        table = tuple(
+            _fewest({m: self._seconds(n, m, ranges) for m in self._numbers(n)})
+            for n in range(1, full + 1)
+        )
         tuning = Tuning(
             micro_batches=table,
             threads=(self._one[0].threads, self._many[0].threads) if self._cores else (0,),
-            max_prefill_tokens=chunk,
+            max_prefill_tokens=self._config.max_prefill_tokens or self._chunk(ranges, table[-1]),
         )
         return ranges, replace(tuning, choices=tuple(self._choices(ranges, tuning)))
 
-    def _numbers(self, num_sequences: int) -> range:
+    def _numbers(self, num_sequences: int) -> list[int]:
         """Numbers of micro-batches to think of; more than twice the stages never helps."""
-        most = self._config.num_micro_batches or 2 * self._config.pp_size
-        return range(1, min(num_sequences, most) + 1)
+        if self._config.num_micro_batches is not None:
+            return [min(num_sequences, self._config.num_micro_batches)]
+        pp = self._config.pp_size
+        numbers = {*range(1, min(2 * pp, 8) + 1), pp // 2, pp, pp + 1, 3 * pp // 2, 2 * pp}
+        return sorted(number for number in numbers if 1 <= number <= num_sequences)
 
     def _pace(self, micro_batches: int, ranges: tuple[StageRange, ...]) -> PipelinePace:
         stages = self._one if micro_batches == 1 else self._many
         return PipelinePace(stages, ranges, self._cores)
+
+    def _seconds(self, n: int, micro_batches: int, ranges: tuple[StageRange, ...]) -> float:
+        return self._pace(micro_batches, ranges).round_seconds(n, micro_batches)
 
     def _ranges(self, micro_batches: int) -> tuple[StageRange, ...]:
         return self._cut(-(-self._capacity // micro_batches), micro_batches == 1)
@@ -160,12 +162,6 @@ class _Tuner:
             for stage in (self._one if alone else self._many)
         ]
         return partition_layers(costs, self._config.pp_size, self._config.partition, self._limits)
-
-    def _table(self, ranges: tuple[StageRange, ...]) -> tuple[int, ...]:
-        return tuple(
-            _fewest({m: self._pace(m, ranges).round_seconds(n, m) for m in self._numbers(n)})
-            for n in range(1, self._capacity + 1)
-        )
 
     def _chunk(self, ranges: tuple[StageRange, ...], micro_batches: int) -> int:
         pace = self._pace(micro_batches, ranges)
@@ -197,7 +193,7 @@ class _Tuner:
 
     def _micro_batch_words(self, ranges: tuple[StageRange, ...], tuning: Tuning) -> str:
         full, m = self._capacity, tuning.micro_batches[-1]
-        seconds = {n: self._pace(n, ranges).round_seconds(full, n) for n in self._numbers(full)}
+        seconds = {n: self._seconds(full, n, ranges) for n in self._numbers(full)}
         words = f"{_count(m, 'micro-batch')} of up to {-(-full // m)}{self._manner(m)}"
         words += f": {_ms(seconds[m])} a token predicted"
         others = {n: s for n, s in seconds.items() if (n == 1) != (m == 1)}
@@ -218,6 +214,12 @@ class _Tuner:
         threads = (self._one if micro_batches == 1 else self._many)[0].threads
         cores = _count(threads, "core")
         return f", stages in turn on {cores}" if micro_batches == 1 else f" on {cores} a stage"
+
+
+def _paces(stages: Sequence[StepCosts]) -> list[StagePace]:
+    """One for each stage; stages with the same costs share one."""
+    paces = {costs: StagePace(costs) for costs in stages}
+    return [paces[costs] for costs in stages]
 
 
 def _at_most(micro_batches: int, full: int) -> tuple[int, ...]:

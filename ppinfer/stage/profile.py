@@ -32,6 +32,7 @@ from ppinfer.messages import (
 from ppinfer.models.config import ModelConfig
 from ppinfer.models.decoder import StageModel
 from ppinfer.sampling import SamplingParams
+from ppinfer.schedule.pace import least
 from ppinfer.stage.device import TORCH_DTYPES, free_bytes
 from ppinfer.stage.kv_cache import KVCache, block_bytes
 from ppinfer.stage.sampler import Sampler
@@ -50,7 +51,7 @@ _EMBED_ROWS = (1, 32, 512)
 _MEMORY_SHARE = 0.5
 """Part of the free memory that may serve a measurement."""
 
-_FEWEST_SAMPLES, _MOST_SAMPLES, _ENOUGH_SECONDS = 2, 7, 0.012
+_FEWEST_SAMPLES, _MOST_SAMPLES, _ENOUGH_SECONDS = 3, 7, 0.01
 _LONG_SECONDS = 0.2
 """A first run that takes longer is the measurement itself."""
 
@@ -93,28 +94,31 @@ class Profiler:
 
     @torch.inference_mode()
     def measure(self, threads: int, max_rows: int, seconds: float) -> StepCosts:
-        """What a step's parts take, up to ``max_rows`` sequences, in about so many seconds."""
+        """What a step's parts take, up to ``max_rows`` sequences, in about so many seconds.
+
+        Everything is measured twice, some time apart: what disturbs one is over by the other.
+        """
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
-        config, group = self._config, self._group
-        rows = [2**i for i in range(max(max_rows - 1, 1).bit_length() + 1)]
-        chunks = [chunk for chunk in _CHUNKS if chunk < config.max_position] or [1]
         try:
-            return StepCosts(
-                threads=threads,
-                decode=self._curve(rows, self._decode, group, 0.4 * seconds),
-                prefill=self._curve(chunks, self._prefill, group, 0.4 * seconds),
-                head=self._curve(
-                    [n for n in _HEAD_ROWS if n <= rows[-1]],
-                    self._head,
-                    self._vocab_size / config.vocab_size,
-                    0.2 * seconds,
-                ),
-                embed=self._curve(_EMBED_ROWS, self._embed, 1, seconds),
-                prepare=self._curve(rows, self._prepare, 1, seconds),
-            )
+            return least([self._measure(threads, max_rows, seconds / 2) for _ in range(2)])
         finally:
             torch.set_num_threads(before)
+
+    def _measure(self, threads: int, max_rows: int, seconds: float) -> StepCosts:
+        config, group = self._config, self._group
+        rows = [2**i for i in range((max_rows - 1).bit_length() + 1)]
+        chunks = [chunk for chunk in _CHUNKS if chunk < config.max_position] or [1]
+        head_rows = sorted({n for n in (*_HEAD_ROWS, rows[-1]) if n <= rows[-1]})
+        part_of_head = self._vocab_size / config.vocab_size
+        return StepCosts(
+            threads=threads,
+            decode=self._curve(rows, self._decode, group, 0.4 * seconds),
+            prefill=self._curve(chunks, self._prefill, group, 0.4 * seconds),
+            head=self._curve(head_rows, self._head, part_of_head, 0.2 * seconds),
+            embed=self._curve(_EMBED_ROWS, self._embed, 1, seconds),
+            prepare=self._curve(rows, self._prepare, 1, seconds),
+        )
 
     # ------------------------------------------------------------ the parts
 

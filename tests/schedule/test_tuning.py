@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ppinfer.config import EngineConfig
 from ppinfer.messages import StepCosts
-from ppinfer.schedule.pace import HOP_SECONDS, Curve, Measured, PipelinePace, StagePace
+from ppinfer.schedule.pace import (
+    HOP_SECONDS,
+    Curve,
+    Measured,
+    PipelinePace,
+    StagePace,
+    least,
+)
 from ppinfer.schedule.partition import LayerCosts
 from ppinfer.schedule.tuning import PREFILL_CHUNKS, Tuning, tune, untuned
 
@@ -71,10 +79,19 @@ def test_a_curve_is_linear_between_its_points_and_proportional_after_the_last() 
     assert curve.at(16) == 4.0
 
 
-def test_a_disturbed_point_is_lowered_to_the_ones_after_it() -> None:
+def test_a_disturbed_point_is_lowered_to_what_the_others_allow() -> None:
     assert Curve(((1, 9.0), (2, 1.0), (4, 5.0), (8, 2.0))).points == (
         (1, 1.0), (2, 1.0), (4, 2.0), (8, 2.0),
     )  # fmt: skip
+    assert Curve(((1, 1.0), (4, 3.0), (16, 99.0))).points[-1] == (16, 12.0)
+
+
+def test_of_several_tables_the_least_times_are_taken() -> None:
+    one, other = costs(weights=2.0), costs(weights=1.0)
+    other = msgspec.structs.replace(other, decode=((2, 3.0), (999, 7.0)))
+    joined = least([one, other])
+    assert joined.decode == (*((rows, 2.0) for rows in ROWS), (999, 7.0))
+    assert joined.prefill == other.prefill
 
 
 def test_one_micro_batch_visits_the_stages_in_turn() -> None:
