@@ -62,6 +62,7 @@ class Kernels:
     attention: Any
     norm: Any
     gate: Any
+    read: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,4 +145,8 @@ def load(path: paths.KernelPath) -> Kernels:
     gate.argtypes = [integer, pointer, pointer, c_long, integer, integer]
     for function in (attention, norm, gate):
         function.restype = None
-    return Kernels(path.name, file, attention, norm, gate)
+    read = library.ppinfer_read
+    read.argtypes, read.restype = [pointer, c_long, integer], c_float
+    if not library.ppinfer_begin():
+        raise build.BuildError(f"the operating system does not allow {path.name}")
+    return Kernels(path.name, file, attention, norm, gate, read)

@@ -5,6 +5,15 @@
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
+// Once a process, before anything else; whether the operating system allows what this path needs.
+EXPORT int ppinfer_begin() {
+#if defined(PPINFER_AMX)
+  return allow_tiles();
+#else
+  return 1;
+#endif
+}
+
 // As many threads as have something worth waking them for.
 INLINE int useful(int threads, double operations) {
   const int most = 1 + (int)(operations / 20000);
@@ -65,4 +74,18 @@ EXPORT void ppinfer_gate(int is_bf16, void *gate_up, void *out, long rows, int i
     if (is_bf16) gate_rows((bf16 *)gate_up, (bf16 *)out, first, last, inner);
     else gate_rows((float *)gate_up, (float *)out, first, last, inner);
   }
+}
+
+// A plain read of `size` floats, for comparison.
+EXPORT float ppinfer_read(const float *data, long size, int threads) {
+  float result = 0;
+#pragma omp parallel num_threads(threads) reduction(+ : result)
+  {
+    const long lines = size / 64, thread = omp_get_thread_num(), count = omp_get_num_threads();
+    F sums[4] = {zero(), zero(), zero(), zero()};
+    for (long i = lines * thread / count; i < lines * (thread + 1) / count; i++)
+      UNROLL for (int j = 0; j < 4; j++) sums[j] = sums[j] + load(data + i * 64 + j * LANES);
+    result += sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  }
+  return result;
 }

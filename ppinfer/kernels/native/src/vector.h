@@ -1,11 +1,15 @@
 // Sixteen floats on every instruction set, and pairs of bf16 as attention multiplies them.
 //
-// A path is chosen by one of PPINFER_AVX512BF16, PPINFER_AVX512, PPINFER_AVX2, PPINFER_PLAIN.
+// A path is chosen by one of PPINFER_AMX, PPINFER_AVX512BF16, PPINFER_AVX512, PPINFER_AVX2 and
+// PPINFER_PLAIN.
 // Products and sums are fused only where fma() says so (compile with -ffp-contract=off), so a
 // value's bits do not depend on the code around it.
 #pragma once
 #include <stdint.h>
 #include <string.h>
+#if defined(PPINFER_AMX)
+#define PPINFER_AVX512BF16  // and matrix registers where they fit
+#endif
 #if !defined(PPINFER_PLAIN)
 #include <immintrin.h>
 #endif
