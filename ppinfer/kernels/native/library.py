@@ -69,7 +69,7 @@ class Kernels:
 class Choice:
     kernels: Kernels | None
     reason: str | None
-    """Why there are none, one sentence without its full stop; ``None`` where none were wanted."""
+    """Why there are none, one sentence; ``None`` where none were wanted."""
 
 
 def active() -> Kernels | None:
@@ -121,7 +121,7 @@ def choice() -> Choice:
             why = why or str(error)
     if wanted is not None:
         raise ConfigError(f"{VARIABLE} is {wanted!r}, but {why}.")
-    return Choice(None, f"The native kernels could not be built: {why}")
+    return Choice(None, f"The native kernels could not be built: {why}.")
 
 
 def load(path: paths.KernelPath) -> Kernels:

@@ -202,6 +202,10 @@ template <class E> INLINE void store_some(E *p, F x, int n) {
 #endif
 
 // ------------------------------------------------------------------------------- the same for all
+#if defined(PPINFER_AVX512BF16) || defined(PPINFER_AVX512)
+INLINE float largest(F x) { return _mm512_reduce_max_ps(x.v); }
+INLINE float sum(F x) { return _mm512_reduce_add_ps(x.v); }
+#else
 INLINE float largest(F x) {
   float a[LANES];
   store(a, x);
@@ -216,6 +220,7 @@ INLINE float sum(F x) {
     for (int i = 0; i < n; i++) a[i] += a[i + n];
   return a[0];
 }
+#endif
 INLINE F fraction_to_power(F f) {  // 2^f for -0.5 <= f <= 0.5; exactly 1 at 0
   F p = all(0.0001535335904918611f);
   p = fma(p, f, all(0.0013398875016719103f));
