@@ -53,8 +53,8 @@ class LayerData(Structure):
 class Kernels:
     """The entry points of ``src/kernels.cpp``; pointers are integers, 0 where there is nothing.
 
-    The first argument of each says whether elements are bf16 (else fp32), the last how many threads
-    may work.
+    The first argument of most says whether elements are bf16 (else fp32), the last how many threads
+    may work. ``linear`` is there on the path ``amx`` only.
     """
 
     path: str
@@ -63,6 +63,7 @@ class Kernels:
     norm: Any
     gate: Any
     read: Any
+    linear: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,10 @@ def load(path: paths.KernelPath) -> Kernels:
         function.restype = None
     read = library.ppinfer_read
     read.argtypes, read.restype = [pointer, c_long, integer], c_float
+    linear = getattr(library, "ppinfer_linear", None)
+    if linear is not None:
+        linear.argtypes = [*([pointer] * 4), *([c_long] * 3), integer]
+        linear.restype = None
     if not library.ppinfer_begin():
         raise build.BuildError(f"the operating system does not allow {path.name}")
-    return Kernels(path.name, file, attention, norm, gate, read)
+    return Kernels(path.name, file, attention, norm, gate, read, linear)

@@ -1,6 +1,9 @@
 // The entry points: plain C, called through ctypes. Each shares its rows out over `threads` threads.
 #include "attention.h"
 #include "rows.h"
+#if defined(PPINFER_AMX)
+#include "linear.h"
+#endif
 #include <omp.h>
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -75,6 +78,21 @@ EXPORT void ppinfer_gate(int is_bf16, void *gate_up, void *out, long rows, int i
     else gate_rows((float *)gate_up, (float *)out, first, last, inner);
   }
 }
+
+#if defined(PPINFER_AMX)
+// x (rows, size) times panels (see linear.h) plus bias, if any, to (rows, outputs), all bf16; size
+// is a multiple of 32.
+EXPORT void ppinfer_linear(void *x, void *panels, void *bias, void *out, long rows, long size, long outputs,
+                           int threads) {
+  const long pairs = (outputs + 31) / 32;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    const long thread = omp_get_thread_num(), count = omp_get_num_threads();
+    linear((bf16 *)x, (bf16 *)panels, (bf16 *)bias, (bf16 *)out, rows, size, outputs, pairs * thread / count,
+           pairs * (thread + 1) / count);
+  }
+}
+#endif
 
 // A plain read of `size` floats, for comparison.
 EXPORT float ppinfer_read(const float *data, long size, int threads) {
