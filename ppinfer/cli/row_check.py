@@ -75,8 +75,8 @@ def _attend(steps: Sequence[Sequence[_Piece]]) -> Tensor:
     """Run the steps one after the other against one cache; all their rows."""
     q = steps[0][0].q_thd
     shape = _Shape()
-    pool = torch.zeros((2 * _TABLE, shape.num_kv_heads, _BLOCK, shape.head_dim), device=q.device)
-    cache = (pool.to(q.dtype), pool.to(q.dtype))
+    size = (2 * _TABLE, shape.num_kv_heads, _BLOCK, shape.head_dim)
+    cache = (q.new_zeros(size), q.new_zeros(size))
     rows = []
     for step in steps:
         batch = AttentionBatch.build(

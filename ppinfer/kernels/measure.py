@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ppinfer.kernels.attention import paged_attention, write_kv
 from ppinfer.kernels.batch import AttentionBatch
+from ppinfer.kernels.heap import mapped_zeros
 from ppinfer.kernels.native import library
 
 _BLOCK = 16
@@ -60,8 +61,12 @@ SHAPES = (Shape(), Shape(1, 8), Shape(3, 3, 80), Shape(3, 3, 96), Shape(3, 3, 12
 
 def read_bandwidth(dtype: str) -> Measured:
     """A plain sum over memory, by the threads that torch has."""
-    data = torch.ones(_CACHE_BYTES // 4, dtype=torch.float32)
-    seconds = _median(lambda: data.view(torch.int64).max())
+    data = mapped_zeros((_CACHE_BYTES // 4,), torch.float32).fill_(1)
+    kernels, threads = library.active(), torch.get_num_threads()
+    if kernels is None:
+        seconds = _median(lambda: data.view(torch.int64).max())
+    else:
+        seconds = _median(lambda: kernels.read(data.data_ptr(), data.numel(), threads))
     return _row("plain read", dtype, "", "", seconds, data.nbytes / seconds / 1e9, "GB/s")
 
 
@@ -157,7 +162,7 @@ def _tables(lengths: Sequence[int]) -> tuple[list[list[int]], int]:
 
 def _cache(count: int, shape: Shape, dtype: str) -> tuple[Tensor, Tensor]:
     size = (count, shape.num_kv_heads, _BLOCK, shape.head_dim)
-    k, v = (torch.full(size, 0.01, dtype=DTYPES[dtype]) for _ in range(2))
+    k, v = (mapped_zeros(size, DTYPES[dtype]).fill_(0.01) for _ in range(2))
     return k, v
 
 

@@ -53,8 +53,8 @@ class LayerData(Structure):
 class Kernels:
     """The entry points of ``src/kernels.cpp``; pointers are integers, 0 where there is nothing.
 
-    The first argument of each says whether elements are bf16 (else fp32), the last how many threads
-    may work.
+    The first argument of most says whether elements are bf16 (else fp32), the last how many threads
+    may work. ``linear`` is there on the path ``amx`` only.
     """
 
     path: str
@@ -62,13 +62,15 @@ class Kernels:
     attention: Any
     norm: Any
     gate: Any
+    read: Any
+    linear: Any
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
     kernels: Kernels | None
     reason: str | None
-    """Why there are none, one sentence without its full stop; ``None`` where none were wanted."""
+    """Why there are none, one sentence; ``None`` where none were wanted."""
 
 
 def active() -> Kernels | None:
@@ -120,7 +122,7 @@ def choice() -> Choice:
             why = why or str(error)
     if wanted is not None:
         raise ConfigError(f"{VARIABLE} is {wanted!r}, but {why}.")
-    return Choice(None, f"The native kernels could not be built: {why}")
+    return Choice(None, f"The native kernels could not be built: {why}.")
 
 
 def load(path: paths.KernelPath) -> Kernels:
@@ -144,4 +146,12 @@ def load(path: paths.KernelPath) -> Kernels:
     gate.argtypes = [integer, pointer, pointer, c_long, integer, integer]
     for function in (attention, norm, gate):
         function.restype = None
-    return Kernels(path.name, file, attention, norm, gate)
+    read = library.ppinfer_read
+    read.argtypes, read.restype = [pointer, c_long, integer], c_float
+    linear = getattr(library, "ppinfer_linear", None)
+    if linear is not None:
+        linear.argtypes = [*([pointer] * 4), *([c_long] * 3), integer]
+        linear.restype = None
+    if not library.ppinfer_begin():
+        raise build.BuildError(f"the operating system does not allow {path.name}")
+    return Kernels(path.name, file, attention, norm, gate, read, linear)

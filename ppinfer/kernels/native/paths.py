@@ -22,12 +22,15 @@ class KernelPath:
     flags: tuple[str, ...]
 
 
+_BF16_FLAGS = (*(f"-m{flag}" for flag in _AVX512), "-mavx512bf16")
+
 PATHS = (
     KernelPath(
-        "avx512bf16",
-        (*_AVX512, "avx512_bf16"),
-        (*(f"-m{flag}" for flag in _AVX512), "-mavx512bf16"),
+        "amx",
+        (*_AVX512, "avx512_bf16", "amx_tile", "amx_bf16"),
+        (*_BF16_FLAGS, "-mamx-tile", "-mamx-bf16"),
     ),
+    KernelPath("avx512bf16", (*_AVX512, "avx512_bf16"), _BF16_FLAGS),
     KernelPath("avx512", _AVX512, tuple(f"-m{flag}" for flag in _AVX512)),
     KernelPath("avx2", ("avx2", "fma"), ("-mavx2", "-mfma")),
     KernelPath("plain", (), ()),

@@ -11,8 +11,11 @@
 #pragma once
 #include "step.h"
 #include "vector.h"
+#if defined(PPINFER_AMX)
+#include "amx.h"
+#endif
 
-static const int RUN = 16, GROUP = 128, RUNS = GROUP / RUN, TILE = 24, MAX_DIM = 256;
+static const int RUN = 16, GROUP = 128, RUNS = GROUP / RUN, TILE = 32, MAX_DIM = 256;
 
 // fp32 and bf16 as the micro-kernels see them: `Left` is how a row of queries or weights is stored.
 struct Fp32 {
@@ -231,6 +234,56 @@ static void weigh(Scratch<T> &w, int r, const Runs &runs, int lowest, int positi
   store(total, load(total) + sum);
 }
 
+// Scores of a tile's rows against the keys of a group.
+template <class T>
+static void score(const Kernels<T> &kernels, Scratch<T> &w, int all_rows, int dim, const Runs &now, const Runs &next) {
+#if defined(PPINFER_AMX)
+  if constexpr (T::PER_WORD == 2)
+    if (dim % RUN == 0)
+      return tile_scores(w.queries, dim, all_rows > 16 ? 2 : 1, now.keys, next.keys, now.count, w.scores, GROUP);
+#endif
+  for (int r = 0, rows; r < all_rows; r += rows) {
+    rows = part(all_rows - r, MAX_ROWS);
+    for (int i = 0, count; i < now.count; i += count) {
+      count = part(now.count - i, MAX_VECTORS);
+      kernels.keys[rows - 1][count - 1](w.queries + r * dim, dim, now.keys + i, next.keys + i,
+                                        w.scores + r * GROUP + i * RUN);
+    }
+  }
+}
+
+// Adds weights times values of a group to a tile's results, whose rows are `width` long.
+template <class T>
+static void mix(const Kernels<T> &kernels, Scratch<T> &w, int all_rows, int dim, int width, const Runs &now,
+                const Runs &next) {
+#if defined(PPINFER_AMX)
+  if constexpr (T::PER_WORD == 2)
+    if (dim % RUN == 0)
+      return tile_mix(w.weights, GROUP, all_rows > 16 ? 2 : 1, now.values, next.values, now.count, dim, w.out);
+#endif
+  const word *const *values = now.values, *padded[RUNS];
+  if (width != dim) {
+    const int rows = RUN / T::PER_WORD;
+    for (int i = 0; i < now.count; i++) {
+      word *to = w.padded + i * rows * width;
+      padded[i] = to;
+      for (int j = 0; j < rows; j++) {
+        memcpy(to + j * width, now.values[i] + j * dim, dim * 4);
+        memset(to + j * width + dim, 0, (width - dim) * 4);
+      }
+    }
+    values = padded;
+  }
+  for (int r = 0, rows; r < all_rows; r += rows) {
+    rows = part(all_rows - r, MAX_ROWS);
+    for (int i = 0, count; i < width / LANES; i += count) {
+      count = part(width / LANES - i, MAX_VECTORS);
+      kernels.values[rows - 1][count - 1](w.weights + r * GROUP, values, next.values, now.count, i * LANES, width,
+                                          w.out + r * width);
+    }
+  }
+}
+
 template <class T>
 static void attend_item(const Step &s, int window, const Kernels<T> &kernels, Scratch<T> &w, const Item &it,
                         Runs &now, const Item *following, const typename T::Element *q, long q_stride,
@@ -256,39 +309,12 @@ static void attend_item(const Step &s, int window, const Kernels<T> &kernels, Sc
     Runs next = now;
     if (group < last_group) find_runs<T>(s, it, group + 1, k, v, next);
     else if (following) find_runs<T>(s, *following, following->lowest / GROUP, k, v, next);
-    for (int r = 0, rows; r < it.rows; r += rows) {
-      rows = part(it.rows - r, MAX_ROWS);
-      for (int i = 0, count; i < now.count; i += count) {
-        count = part(now.count - i, MAX_VECTORS);
-        kernels.keys[rows - 1][count - 1](w.queries + r * dim, dim, now.keys + i, next.keys + i,
-                                          w.scores + r * GROUP + i * RUN);
-      }
-    }
+    score<T>(kernels, w, it.rows, dim, now, next);
     for (int r = 0; r < it.rows; r++) {
       const int position = s.starts[it.seq] + (it.first_row + r) / s.group;
       weigh<T>(w, r, now, window ? position - window + 1 : 0, position, scale, width);
     }
-    const word *const *values = now.values, *padded[RUNS];
-    if (width != dim) {
-      const int rows = RUN / T::PER_WORD;
-      for (int i = 0; i < now.count; i++) {
-        word *to = w.padded + i * rows * width;
-        padded[i] = to;
-        for (int j = 0; j < rows; j++) {
-          memcpy(to + j * width, now.values[i] + j * dim, dim * 4);
-          memset(to + j * width + dim, 0, (width - dim) * 4);
-        }
-      }
-      values = padded;
-    }
-    for (int r = 0, rows; r < it.rows; r += rows) {
-      rows = part(it.rows - r, MAX_ROWS);
-      for (int i = 0, count; i < width / LANES; i += count) {
-        count = part(width / LANES - i, MAX_VECTORS);
-        kernels.values[rows - 1][count - 1](w.weights + r * GROUP, values, next.values, now.count, i * LANES,
-                                            width, w.out + r * width);
-      }
-    }
+    mix<T>(kernels, w, it.rows, dim, width, now, next);
     now = next;
   }
   for (int r = 0; r < it.rows; r++) {
@@ -329,6 +355,9 @@ static void attend(const Step &s, int window, const typename T::Element *q, long
   if (!more || at >= end) return;
   Runs runs;
   find_runs<T>(s, it, it.lowest / GROUP, k, v, runs);
+#if defined(PPINFER_AMX)
+  begin_tiles();
+#endif
   while (more && at < end) {
     Item following = it;
     at += cost(it);
@@ -336,4 +365,7 @@ static void attend(const Step &s, int window, const typename T::Element *q, long
     attend_item<T>(s, window, kernels, w, it, runs, more && at < end ? &following : nullptr, q, q_stride, k, v, out);
     it = following;
   }
+#if defined(PPINFER_AMX)
+  end_tiles();
+#endif
 }

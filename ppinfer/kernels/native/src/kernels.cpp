@@ -1,9 +1,21 @@
 // The entry points: plain C, called through ctypes. Each shares its rows out over `threads` threads.
 #include "attention.h"
 #include "rows.h"
+#if defined(PPINFER_AMX)
+#include "linear.h"
+#endif
 #include <omp.h>
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
+
+// Once a process, before anything else; whether the operating system allows what this path needs.
+EXPORT int ppinfer_begin() {
+#if defined(PPINFER_AMX)
+  return allow_tiles();
+#else
+  return 1;
+#endif
+}
 
 // As many threads as have something worth waking them for.
 INLINE int useful(int threads, double operations) {
@@ -65,4 +77,33 @@ EXPORT void ppinfer_gate(int is_bf16, void *gate_up, void *out, long rows, int i
     if (is_bf16) gate_rows((bf16 *)gate_up, (bf16 *)out, first, last, inner);
     else gate_rows((float *)gate_up, (float *)out, first, last, inner);
   }
+}
+
+#if defined(PPINFER_AMX)
+// x (rows, size) times panels (see linear.h) plus bias, if any, to (rows, outputs), all bf16; size
+// is a multiple of 32.
+EXPORT void ppinfer_linear(void *x, void *panels, void *bias, void *out, long rows, long size, long outputs,
+                           int threads) {
+  const long pairs = (outputs + 31) / 32;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    const long thread = omp_get_thread_num(), count = omp_get_num_threads();
+    linear((bf16 *)x, (bf16 *)panels, (bf16 *)bias, (bf16 *)out, rows, size, outputs, pairs * thread / count,
+           pairs * (thread + 1) / count);
+  }
+}
+#endif
+
+// A plain read of `size` floats, for comparison.
+EXPORT float ppinfer_read(const float *data, long size, int threads) {
+  float result = 0;
+#pragma omp parallel num_threads(threads) reduction(+ : result)
+  {
+    const long lines = size / 64, thread = omp_get_thread_num(), count = omp_get_num_threads();
+    F sums[4] = {zero(), zero(), zero(), zero()};
+    for (long i = lines * thread / count; i < lines * (thread + 1) / count; i++)
+      UNROLL for (int j = 0; j < 4; j++) sums[j] = sums[j] + load(data + i * 64 + j * LANES);
+    result += sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  }
+  return result;
 }

@@ -1,11 +1,15 @@
 // Sixteen floats on every instruction set, and pairs of bf16 as attention multiplies them.
 //
-// A path is chosen by one of PPINFER_AVX512BF16, PPINFER_AVX512, PPINFER_AVX2, PPINFER_PLAIN.
+// A path is chosen by one of PPINFER_AMX, PPINFER_AVX512BF16, PPINFER_AVX512, PPINFER_AVX2 and
+// PPINFER_PLAIN.
 // Products and sums are fused only where fma() says so (compile with -ffp-contract=off), so a
 // value's bits do not depend on the code around it.
 #pragma once
 #include <stdint.h>
 #include <string.h>
+#if defined(PPINFER_AMX)
+#define PPINFER_AVX512BF16  // and matrix registers where they fit
+#endif
 #if !defined(PPINFER_PLAIN)
 #include <immintrin.h>
 #endif
@@ -198,6 +202,10 @@ template <class E> INLINE void store_some(E *p, F x, int n) {
 #endif
 
 // ------------------------------------------------------------------------------- the same for all
+#if defined(PPINFER_AVX512BF16) || defined(PPINFER_AVX512)
+INLINE float largest(F x) { return _mm512_reduce_max_ps(x.v); }
+INLINE float sum(F x) { return _mm512_reduce_add_ps(x.v); }
+#else
 INLINE float largest(F x) {
   float a[LANES];
   store(a, x);
@@ -212,6 +220,7 @@ INLINE float sum(F x) {
     for (int i = 0; i < n; i++) a[i] += a[i + n];
   return a[0];
 }
+#endif
 INLINE F fraction_to_power(F f) {  // 2^f for -0.5 <= f <= 0.5; exactly 1 at 0
   F p = all(0.0001535335904918611f);
   p = fma(p, f, all(0.0013398875016719103f));
