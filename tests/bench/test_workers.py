@@ -12,8 +12,9 @@ from support.processes import is_running
 from ppinfer.bench import throughput
 from ppinfer.bench.cases import Row, Shape, rows_of
 from ppinfer.bench.comm import best, measure_comm, verdict
+from ppinfer.bench.limits import Rates
 from ppinfer.bench.named import opened
-from ppinfer.bench.records import Comparison
+from ppinfer.bench.records import Comparison, Run
 from ppinfer.bench.remote import Worker, WorkerFailed
 from ppinfer.bench.throughput import Protocol, compare_rows
 from ppinfer.bench.worker import is_out_of_memory
@@ -112,3 +113,20 @@ def test_rows_that_do_not_fit_together_take_turns_in_groups(
     found = compare("fp32", Protocol(repeats=1, ceiling=False), rows_of((1, 2), hf=False))
     assert found.groups == [["1 process"], ["2 stages"]]
     assert [cell.status for cell in found.cells] == ["ok"] * 4
+
+
+def test_a_disturbed_turn_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    disturbed = iter([False, True, False, False])  # the warm-up, and three turns
+
+    def turn(self: object, shape: Shape, number: int) -> dict[Row, Run]:
+        other = 0.3 if next(disturbed) else 0.0
+        return {Row(1): Run(1.0, 0.5, 0.5, 3, 0.1, 0.1, other_cpu=other)}
+
+    monkeypatch.setattr(throughput._Team, "_turn", turn)
+    monkeypatch.setattr(throughput, "measure_rates", lambda model, dtype: Rates(1e10, 1e12))
+    with opened("toy") as subject:
+        protocol = Protocol(repeats=2, ceiling=False)
+        rows, shapes = [Row(1)], [Shape(1, 8, 4)]
+        (*_, found) = compare_rows(subject, "fp32", shapes, rows, protocol, silent)
+    assert found.repeated_turns == 1
+    assert [run.other_cpu for run in found.cells[0].runs] == [0.0, 0.0]
