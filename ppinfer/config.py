@@ -10,11 +10,11 @@ from typing import Any, Literal, TypeAlias, cast
 from ppinfer.errors import ConfigError
 
 Dtype: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
-Comm: TypeAlias = Literal["auto", "p2p", "broadcast"]
+Comm: TypeAlias = Literal["auto", "shm", "p2p", "broadcast"]
 Partition: TypeAlias = Literal["auto", "even"] | tuple[int, ...]
 
 DTYPES = ("auto", "fp32", "bf16", "fp16")
-COMMS = ("auto", "p2p", "broadcast")
+COMMS = ("auto", "shm", "p2p", "broadcast")
 DEVICES = ("auto", "cpu", "cuda")
 LOAD_FORMATS = ("auto", "dummy")
 BLOCK_SIZES = (16, 32, 64, 128)
@@ -42,14 +42,18 @@ class EngineConfig:
     dtype: Dtype = _setting("auto", "fp32, bf16 or fp16; auto takes the checkpoint's own.")
     micro_batch_size: int = _setting(8, "Most sequences that one micro-batch holds.")
     num_micro_batches: int | None = _setting(
-        None, "Micro-batches that stream through the stages; default: one a stage."
+        None, "Micro-batches that stream through the stages; default: as many as measured best."
     )
-    max_prefill_tokens: int = _setting(512, "Most prompt tokens that one step computes.")
+    max_prefill_tokens: int | None = _setting(
+        None, "Most prompt tokens that one step computes; default: as many as measured best."
+    )
     new_length: int = _setting(32, "Tokens that inference() adds to each row.")
     partition: Partition = _setting(
         "auto", "Layers of each stage: auto (by cost), even (by count), or a list such as 17,13."
     )
-    comm: Comm = _setting("auto", "How hidden states travel: p2p, broadcast, or auto.")
+    comm: Comm = _setting(
+        "auto", "How hidden states travel: shm (stages of one host), p2p, broadcast, or auto."
+    )
     device: str = _setting("auto", "cpu, cuda, or auto (cuda where every stage finds a GPU).")
     kv_cache_memory: int | None = _setting(
         None, "Bytes of KV cache a stage, such as 2GB; default: what the slots can use, if free."
@@ -73,10 +77,10 @@ class EngineConfig:
         self._normalise("partition", parse_partition(self.partition))
         if self.kv_cache_memory is not None:
             self._normalise("kv_cache_memory", parse_bytes(self.kv_cache_memory))
-        for name in ("pp_size", "micro_batch_size", "max_prefill_tokens", "new_length"):
+        for name in ("pp_size", "micro_batch_size", "new_length"):
             self._check_int(name, 1)
         self._check_int("recv_ahead", 1)
-        for name in ("num_micro_batches", "max_model_len", "threads"):
+        for name in ("num_micro_batches", "max_prefill_tokens", "max_model_len", "threads"):
             if getattr(self, name) is not None:
                 self._check_int(name, 1)
         self._check_choice("dtype", DTYPES)
@@ -114,6 +118,11 @@ class EngineConfig:
     def micro_batches(self) -> int:
         """The number of micro-batches in force."""
         return self.num_micro_batches or self.pp_size
+
+    @property
+    def max_sequences(self) -> int:
+        """Most sequences that run at once, in all micro-batches together."""
+        return self.micro_batches * self.micro_batch_size
 
     def _normalise(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)

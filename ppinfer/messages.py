@@ -3,8 +3,13 @@
 Every message is a msgspec struct, sent as MessagePack with its tag first; arrays, not maps, so a
 field may be appended with a default but never moved. Nothing here is ever pickled.
 
-    driver -> stage   StageSetup, CacheSetup, StepPlan, StatsRequest, Shutdown
-    stage -> driver   StageReady, StageLoaded, CacheReady, StepResult, StageStats, StageFailure
+What comes by the hundred a step is hidden from Python's garbage collector (``gc=False``), which
+would otherwise cost more than all else: plain data has no cycles.
+
+    driver -> stage   ProfileRequest, StageSetup, CacheSetup, StepPlan, StatsRequest, TraceRequest,
+                      Shutdown
+    stage -> driver   StageReady, ProfileResult, StageLoaded, CacheReady, StepResult, StageStats,
+                      StageTrace, StageFailure
 """
 
 from __future__ import annotations
@@ -69,6 +74,8 @@ class StageSetup(Message, frozen=True):
     block_size: int
     recv_ahead: int
     send_depth: int  # sends that may be under way before the oldest is awaited
+    max_step_tokens: int
+    max_sequences: int
     timeout: float  # seconds
 
 
@@ -85,13 +92,52 @@ class DeviceInfo(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StageReady(Message, frozen=True):
-    """The process is up and torch is imported; ``devices`` lists the CPU first."""
+    """The process is up and torch is imported; ``devices`` lists the CPU first.
+
+    ``software`` names what, beside the device, decides how fast a step is: torch and the kernels.
+    """
 
     stage: int
     pid: int
     version: str
     devices: tuple[DeviceInfo, ...]
     seconds: float  # from the start of the process
+    cores: int = 1  # of the host, as far as this process may use them
+    threads: int = 1  # its share of them
+    local_size: int = 1  # stages on its host
+    software: str = ""
+
+
+class ProfileRequest(Message, frozen=True):
+    """Measure what a step of this model costs here, before the model is cut. It may come again."""
+
+    model: bytes  # models.config.ModelConfig as MessagePack
+    dtype: str
+    device: str
+    block_size: int
+    threads: int  # on a CPU
+    max_rows: int  # most sequences of a decode step
+    seconds: float  # about how long it may take
+
+
+Points: TypeAlias = tuple[tuple[int, float], ...]
+"""Seconds at a number of rows, as pairs in ascending order of rows."""
+
+
+class StepCosts(msgspec.Struct, frozen=True, array_like=True):
+    """What the parts of a step took on one stage."""
+
+    threads: int
+    decode: Points  # a decoder layer, a token of each of so many sequences
+    prefill: Points  # a decoder layer, so many tokens of one prompt
+    head: Points  # norm, head and greedy sampling
+    embed: Points
+    prepare: Points  # the indices of a decode step, made once a step
+
+
+class ProfileResult(Message, frozen=True):
+    stage: int
+    costs: StepCosts | None  # None where there is no memory to measure with
 
 
 class StageLoaded(Message, frozen=True):
@@ -130,11 +176,20 @@ class NewSequence(msgspec.Struct, frozen=True, array_like=True):
     history: tuple[int, ...] = ()
 
 
-class SequenceStep(msgspec.Struct, frozen=True, array_like=True):
+PENDING = -1
+"""In a plan: the token that the sequence's latest step before this one draws.
+
+Plans run ahead of results. The last stage sends what it drew straight to the first one, which puts
+it in this place.
+"""
+
+
+class SequenceStep(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Some tokens of one sequence: a prompt, a chunk of one, or a single decoded token.
 
-    ``tokens[i]`` stands at position ``start + i``; ``new_blocks`` are appended to the sequence's
-    block table before the step; ``sample`` asks for the token after the last one.
+    ``tokens[i]`` stands at position ``start + i``, a single one may be ``PENDING``; ``new_blocks``
+    are appended to the sequence's block table before the step; ``sample`` asks for the token after
+    the last one.
     """
 
     seq_id: int
@@ -148,7 +203,8 @@ class StepPlan(Message, frozen=True):
     """One step of one micro-batch, the same for every stage.
 
     ``ended`` names sequences whose state a stage may forget, before anything else is done.
-    ``step_id`` counts from 0 without gaps.
+    ``step_id`` counts from 0 without gaps. ``threads`` is how many CPU threads each stage computes
+    the step with; 0 leaves what it was started with.
     """
 
     step_id: int
@@ -156,13 +212,19 @@ class StepPlan(Message, frozen=True):
     ended: list[int]
     new: list[NewSequence]
     steps: list[SequenceStep]
+    threads: int = 0
 
     @property
     def num_tokens(self) -> int:
         return sum(len(step.tokens) for step in self.steps)
 
+    @property
+    def sampled(self) -> list[int]:
+        """The sequences that get a token, in the plan's order."""
+        return [step.seq_id for step in self.steps if step.sample]
 
-class SampledToken(msgspec.Struct, frozen=True, array_like=True):
+
+class SampledToken(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """``top_ids`` and ``top_logprobs`` are parallel, likeliest first, where they were asked for."""
 
     seq_id: int
@@ -200,6 +262,24 @@ class StageStats(Message, frozen=True):
     send: float
     bytes_sent: int
     rss_bytes: int
+    prepare: float = 0.0
+
+
+class TraceRequest(Message, frozen=True):
+    """Begin to record spans, or end it; a stage answers either with a ``StageTrace``."""
+
+    on: bool
+
+
+class StageTrace(Message, frozen=True):
+    """``now`` is the stage's clock when it answered; the rest is a ``trace.clock.Recording``,
+    empty where the recording only begins."""
+
+    stage: int
+    now: int  # nanoseconds, monotonic
+    start: int = 0
+    spans: bytes = b""
+    dropped: int = 0
 
 
 class StageFailure(Message, frozen=True):
@@ -218,8 +298,19 @@ class Shutdown(Message, frozen=True):
     pass
 
 
-ToStage: TypeAlias = StageSetup | CacheSetup | StepPlan | StatsRequest | Shutdown
-ToDriver: TypeAlias = StageReady | StageLoaded | CacheReady | StepResult | StageStats | StageFailure
+ToStage: TypeAlias = (
+    ProfileRequest | StageSetup | CacheSetup | StepPlan | StatsRequest | TraceRequest | Shutdown
+)
+ToDriver: TypeAlias = (
+    StageReady
+    | ProfileResult
+    | StageLoaded
+    | CacheReady
+    | StepResult
+    | StageStats
+    | StageTrace
+    | StageFailure
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _to_stage: msgspec.msgpack.Decoder[ToStage] = msgspec.msgpack.Decoder(ToStage)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,13 +79,13 @@ def _attend(steps: Sequence[Sequence[_Piece]]) -> Tensor:
     cache = (pool.to(q.dtype), pool.to(q.dtype))
     rows = []
     for step in steps:
-        batch = AttentionBatch(
-            np.array([piece.start for piece in step]),
-            np.array([piece.end - piece.start for piece in step]),
-            np.stack([piece.first_block + np.arange(_TABLE) for piece in step]),
+        batch = AttentionBatch.build(
+            [piece.start for piece in step],
+            [piece.end - piece.start for piece in step],
+            [range(piece.first_block, piece.first_block + _TABLE) for piece in step],
             _BLOCK,
-            shape,
-            q.device,
+            config=shape,
+            device=q.device,
         )
         parts = [
             torch.cat([getattr(piece, name)[piece.start : piece.end] for piece in step])

@@ -40,11 +40,12 @@ def make_link_group(
     generation: int,
     link: int,
     rank: int,
+    num_stages: int,
     device: torch.device,
     address: str,
     timeout: float,
 ) -> Any:
-    """The two-rank group of the link between stages ``link`` (rank 0) and ``link + 1`` (rank 1).
+    """The two-rank group of the link from stage ``link`` (rank 0) to the one after it (rank 1).
 
     Gloo blocks here until both have come, NCCL at the first exchange (``links.open_links`` makes
     one). ``address`` is the local address that gloo's sockets bind to.
@@ -54,7 +55,8 @@ def make_link_group(
     """
     prefixed = dist.PrefixStore(f"ppinfer/{generation}/link{link}", store)
     limit = timedelta(seconds=timeout)
-    neighbour = link + 1 - rank
+    after = (link + 1) % num_stages
+    neighbour = link if rank else after
     try:
         if device.type == "cuda":
             nccl_options = dist.ProcessGroupNCCL.Options()
@@ -67,7 +69,7 @@ def make_link_group(
         return dist.ProcessGroupGloo(prefixed, rank, 2, options)
     except RuntimeError as error:
         raise StageError(
-            f"Stage {neighbour} could not be reached over the link {link}-{link + 1} "
+            f"Stage {neighbour} could not be reached over the link {link}-{after} "
             f"within {timeout:g} s: {first_line(error)}",
             stage=neighbour,
         ) from error

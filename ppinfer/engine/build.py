@@ -2,6 +2,8 @@
 
 spawn stages ──► they import torch ──────► load, side by side ──► allocate KV ──► run
 read the checkpoint's header ─► cut it ─┘  build the tokenizer ┘
+
+Where to cut it is measured first, if that is left to choose and not known from an earlier start.
 """
 
 from __future__ import annotations
@@ -15,8 +17,15 @@ from typing import TypeAlias
 import msgspec
 
 from ppinfer.config import EngineConfig
+from ppinfer.engine.profile import measure
 from ppinfer.engine.report import StageLayout
-from ppinfer.engine.setup import choose_devices, choose_dtype, count_blocks, layer_costs
+from ppinfer.engine.setup import (
+    choose_comm,
+    choose_devices,
+    choose_dtype,
+    count_blocks,
+    cut_and_tune,
+)
 from ppinfer.engine.source import ModelSource
 from ppinfer.engine.supervisor import Supervisor
 from ppinfer.engine.tokenizer import Tokenizer
@@ -29,7 +38,9 @@ from ppinfer.messages import (
     StageSetup,
 )
 from ppinfer.models.config import ModelConfig
-from ppinfer.schedule.partition import StageRange, partition_layers
+from ppinfer.schedule.micro_batch import STEPS_A_SLOT
+from ppinfer.schedule.partition import StageRange
+from ppinfer.schedule.tuning import Tuning
 from ppinfer.version import __version__
 
 Progress: TypeAlias = Callable[[str, float, float], None]
@@ -52,6 +63,7 @@ class Pipeline:
     tokenizer: Tokenizer | None
     eos_token_ids: tuple[int, ...]
     notes: list[str]
+    tuning: Tuning
     startup_seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -88,12 +100,10 @@ def build_pipeline(
     devices = choose_devices(ready, config.device)
     dtype, note = choose_dtype(config.dtype, model.dtype, devices)
     max_model_len = _max_model_len(config, model)
-    ranges = partition_layers(
-        layer_costs(model, dtype),
-        config.pp_size,
-        config.partition,
-        [device.free_bytes for device in devices],
-    )
+    with timer.part("measure a step"):
+        measured = measure(supervisor, ready, devices, model, dtype, config)
+    ranges, tuning = cut_and_tune(measured, model, dtype, ready, devices, config)
+    comm = choose_comm(config.comm, config.pp_size, devices, supervisor.shares_memory)
     with timer.part("send set-up"):
         shares = source.stage_tensors(ranges)
         for stage, layers in enumerate(ranges):
@@ -108,12 +118,14 @@ def build_pipeline(
                     tensors=shares[stage],
                     dtype=dtype,
                     device=devices[stage].name,
-                    comm=config.comm,
+                    comm=comm,
                     generation=0,
                     store=supervisor.store,
                     block_size=config.block_size,
                     recv_ahead=config.recv_ahead,
-                    send_depth=config.micro_batches,
+                    send_depth=STEPS_A_SLOT * max(config.micro_batches, tuning.num_slots) + 1,
+                    max_step_tokens=tuning.max_prefill_tokens + config.max_sequences,
+                    max_sequences=config.max_sequences,
                     timeout=config.timeout,
                 ),
             )
@@ -146,6 +158,7 @@ def build_pipeline(
         tokenizer=tokenizer,
         eos_token_ids=_eos_token_ids(model, tokenizer),
         notes=[*filter(None, [note]), *(tokenizer.notes if tokenizer is not None else ())],
+        tuning=tuning,
         startup_seconds=timer.seconds,
     )
 

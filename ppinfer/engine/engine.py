@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import queue
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from ppinfer.engine.report import EngineReport
 from ppinfer.engine.source import ModelSource
 from ppinfer.engine.stream import Stream
 from ppinfer.engine.supervisor import Launcher, Supervisor
+from ppinfer.engine.tracing import Tracing
 from ppinfer.errors import RequestError
 from ppinfer.launch import torchrun
 from ppinfer.launch.local import LocalLauncher
@@ -75,10 +77,14 @@ class PPInferEngine:
         """What each stage said of its loading: bytes, peak memory, seconds."""
         self.notes: list[str] = []
         """What was decided otherwise than asked for, each a sentence."""
+        self.choices: list[str] = []
+        """What was left open and chosen by measurement, each a phrase with predicted figures."""
         self.dtype: str = self.config.dtype
         """The arithmetic in force."""
         self.tokenizer: Tokenizer | None = None
         """The model's tokenizer, where it has one."""
+        named = isinstance(model, str | Path)
+        self._model_name = Path(model).name if named else type(model).__name__
         self._follower: torchrun.Follower | None = None
         launcher: Launcher = LocalLauncher(self.config.pp_size, self.config.timeout)
         if rank is not None:
@@ -107,6 +113,7 @@ class PPInferEngine:
         self.stage_pids = supervisor.pids
         self.startup_seconds, self.loaded = pipeline.startup_seconds, pipeline.loaded
         self.notes, self.dtype = pipeline.notes, pipeline.dtype
+        self.choices = list(pipeline.tuning.choices)
         self.tokenizer = pipeline.tokenizer
         self._requests = RequestFactory(
             pipeline.tokenizer,
@@ -115,15 +122,15 @@ class PPInferEngine:
             eos_token_ids=pipeline.eos_token_ids,
         )
         manager = MicroBatchManager(
-            self.config.micro_batches,
-            self.config.micro_batch_size,
+            pipeline.tuning.num_slots,
+            self.config.max_sequences,
             BlockPool(pipeline.num_blocks, self.config.block_size),
             self.config.prefix_caching,
         )
         self._driver = Driver(
             supervisor,
             manager,
-            GenerateSchedule(manager, self.config.max_prefill_tokens),
+            GenerateSchedule(manager, pipeline.tuning.max_prefill_tokens, pipeline.tuning),
             pipeline.layouts,
             timeout=self.config.timeout,
         )
@@ -216,6 +223,30 @@ class PPInferEngine:
         self._driver.check()
         return self._driver.report()
 
+    def trace(
+        self, path: str | Path | None = None, warn: Callable[[str], None] | None = None
+    ) -> Tracing:
+        """A context in which every stage and the driver record what they do.
+
+        At its end the trace is written to ``path``, if there is one, for ``ppinfer timeline``,
+        Perfetto and chrome://tracing, and is its ``trace`` attribute. Trouble then is told by
+        ``warn``, by default as a Python warning, so that no result is lost with it.
+
+        Raises:
+            TraceError: the path cannot be written to, or a trace is being made already.
+        """
+        where = None if path is None else Path(path)
+        if self._follower is not None:
+            return Tracing(None, None, {})
+        self._driver.check()
+        info = {
+            "model": self._model_name,
+            "dtype": self.dtype,
+            "stages": _count(self.config.pp_size, "stage"),
+            "micro_batches": _count(self.config.micro_batches, "micro-batch"),
+        }
+        return Tracing(self._driver, where, info, warn)
+
     # ------------------------------------------------------------ end
 
     def close(self) -> None:
@@ -280,6 +311,10 @@ def _join(live: LiveRequest, prompt: str | None, deltas: list[RequestDelta]) -> 
         finish_reason=reason,
         logprobs=logprobs,
     )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "es" if noun.endswith("ch") else "s")
 
 
 def _no_progress(event: str, done: float, total: float) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ppinfer.config import EngineConfig
+from ppinfer.engine.profile import SMALL_MODEL, shares_host
 from ppinfer.errors import CapacityError, ConfigError
 from ppinfer.messages import DeviceInfo, StageLoaded, StageReady
 from ppinfer.models.config import ModelConfig
-from ppinfer.schedule.partition import LayerCosts
+from ppinfer.schedule.pace import Measured
+from ppinfer.schedule.partition import LayerCosts, StageRange, partition_layers
+from ppinfer.schedule.tuning import Tuning, tune, untuned
 
 _CPU_SHARE, _GPU_SHARE = 0.5, 0.9
 """Part of a device's free memory that the KV cache may take unless it is told how much."""
@@ -56,6 +59,30 @@ def choose_dtype(
     return name, None
 
 
+def choose_comm(
+    wanted: str, num_stages: int, devices: Sequence[DeviceInfo], shares_memory: bool
+) -> str:
+    """How hidden states travel.
+
+    ``auto`` is shared memory where all stages compute on one host's CPU, else point-to-point at two
+    stages and broadcast above, as in the system that this one re-creates.
+
+    Raises:
+        ConfigError: shared memory is wanted and cannot be had.
+    """
+    has_shm = shares_memory and all(device.name == "cpu" for device in devices)
+    if wanted == "shm" and not has_shm:
+        raise ConfigError(
+            'comm="shm" is for stages of one host that the engine starts itself and that compute '
+            "on the CPU; use p2p, broadcast or auto."
+        )
+    if wanted != "auto":
+        return wanted
+    if has_shm:
+        return "shm"
+    return "p2p" if num_stages <= 2 else "broadcast"
+
+
 def count_blocks(
     loaded: Sequence[StageLoaded],
     devices: Sequence[DeviceInfo],
@@ -88,8 +115,32 @@ def count_blocks(
         )
     if config.kv_cache_memory is not None:
         return counts[poorest]
-    slots = config.micro_batches * config.micro_batch_size
-    return min(counts[poorest], slots * -(-max_model_len // config.block_size))
+    return min(counts[poorest], config.max_sequences * -(-max_model_len // config.block_size))
+
+
+def cut_and_tune(
+    measured: Measured | None,
+    model: ModelConfig,
+    dtype: str,
+    ready: Sequence[StageReady],
+    devices: Sequence[DeviceInfo],
+    config: EngineConfig,
+) -> tuple[tuple[StageRange, ...], Tuning]:
+    """Each stage's layers, and how many micro-batches run: by measurement, else by shapes.
+
+    Raises:
+        ConfigError, CapacityError: see ``partition_layers``.
+    """
+    costs = layer_costs(model, dtype)
+    limits = [device.free_bytes for device in devices]
+    if measured is not None:
+        return tune(measured, costs, config, limits)
+    ranges = partition_layers(costs, config.pp_size, config.partition, limits)
+    threads: tuple[int, ...] = (0,)
+    if model.total_parameters >= SMALL_MODEL and shares_host(ready, devices):
+        share = ready[0].threads
+        threads = (ready[0].cores if config.threads is None else share, share)
+    return ranges, untuned(config, threads)
 
 
 def layer_costs(model: ModelConfig, dtype: str) -> LayerCosts:

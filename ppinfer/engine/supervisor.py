@@ -6,7 +6,7 @@ import contextlib
 import selectors
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -18,6 +18,7 @@ from ppinfer.launch.process import StageProcess
 from ppinfer.messages import (
     CacheReady,
     Message,
+    ProfileResult,
     Shutdown,
     StageFailure,
     StageLoaded,
@@ -27,7 +28,7 @@ from ppinfer.messages import (
     encode,
 )
 
-_AnswerT = TypeVar("_AnswerT", StageReady, StageLoaded, CacheReady)
+_AnswerT = TypeVar("_AnswerT", StageReady, ProfileResult, StageLoaded, CacheReady)
 
 _POLITE_SECONDS = 1.0
 _SHUTDOWN_SECONDS = 5.0
@@ -40,10 +41,12 @@ _BLAME_SECONDS = 1.0
 class Launcher(Protocol):
     """Starts stage processes, on this host or on several.
 
-    ``store`` tells the stages where they find each other.
+    ``store`` tells the stages where they find each other, ``shares_memory`` whether it left them
+    shared-memory links.
     """
 
     store: str
+    shares_memory: bool
 
     def launch(self, *, threads: int | None, model_fd: int | None) -> list[StageProcess]: ...
 
@@ -70,6 +73,10 @@ class Supervisor:
     @property
     def store(self) -> str:
         return self._launcher.store
+
+    @property
+    def shares_memory(self) -> bool:
+        return self._launcher.shares_memory
 
     @property
     def pids(self) -> list[int | None]:
@@ -108,15 +115,22 @@ class Supervisor:
         except ChannelClosedError:
             raise self._explain(ended=stage) from None
 
-    def poll(self, timeout: float | None) -> list[ToDriver]:
+    def poll(
+        self, timeout: float | None, on_ready: Callable[[], None] | None = None
+    ) -> list[ToDriver]:
         """Messages that came within ``timeout`` seconds, at once if there are any.
+
+        ``on_ready`` is called when the wait is over and reading begins.
 
         Raises:
             StageError: a stage ended or broke the protocol; the exception that a stage reports is
                 raised as its own type.
         """
         messages: list[ToDriver] = []
-        for stage in self._readable(timeout):
+        readable = self._readable(timeout)
+        if on_ready is not None:
+            on_ready()
+        for stage in readable:
             try:
                 for frame in stage.channel.receive_ready():
                     message = decode_to_driver(frame)
@@ -138,8 +152,9 @@ class Supervisor:
         timeout: float,
         phase: str,
         on_message: Callable[[_AnswerT], None] | None = None,
+        stages: Sequence[int] | None = None,
     ) -> list[_AnswerT]:
-        """One message of ``kind`` from every stage, in stage order.
+        """One message of ``kind`` from every stage, or from those of ``stages``, in stage order.
 
         Raises:
             StageError: a stage failed, or did not answer within ``timeout`` seconds; it is named.
@@ -147,10 +162,11 @@ class Supervisor:
         self._phase = phase
         deadline = time.monotonic() + timeout
         found: dict[int, _AnswerT] = {}
-        while len(found) < len(self._stages):
+        wanted = [s.stage for s in self._stages] if stages is None else list(stages)
+        while len(found) < len(wanted):
             left = deadline - time.monotonic()
             if left <= 0:
-                missing = [s.stage for s in self._stages if s.stage not in found]
+                missing = [stage for stage in wanted if stage not in found]
                 raise StageError(
                     f"Stage {missing[0]} did not answer within {timeout:g} s while {phase}.",
                     stage=missing[0],
@@ -161,7 +177,7 @@ class Supervisor:
                 if on_message is not None:
                     on_message(message)
         self._phase = "running"
-        return [found[stage.stage] for stage in self._stages]
+        return [found[stage] for stage in wanted]
 
     def _readable(self, timeout: float | None) -> list[StageProcess]:
         ready = []

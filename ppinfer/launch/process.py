@@ -10,6 +10,7 @@ import sys
 import time
 
 from ppinfer.comm.control import Channel
+from ppinfer.comm.ring_end import RingEnd
 
 _EXIT_SECONDS = 2.0
 """How long a process whose channel has closed is given to have an exit status."""
@@ -67,8 +68,11 @@ def spawn_stage(
     timeout: float,
     store_fd: int | None = None,
     model_fd: int | None = None,
+    rings: tuple[RingEnd, RingEnd] | None = None,
 ) -> StageProcess:
     """Start one stage process on this host; its data sockets bind to ``address``.
+
+    ``rings`` are its inbound and outbound end of the shared-memory links, on one host.
 
     ``timeout`` bounds, in seconds, how long a message to it may wait to be taken.
 
@@ -86,6 +90,10 @@ def spawn_stage(
         if fd is not None:
             command += [option, str(fd)]
             inherited.append(fd)
+    if rings is not None:
+        fds = [fd for end in rings for fd in end.fds]
+        command += ["--ring-fds", *map(str, fds)]
+        inherited += fds
     with theirs:
         try:
             process = subprocess.Popen(

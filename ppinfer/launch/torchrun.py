@@ -95,6 +95,8 @@ def check_size(rank: Rank, config: EngineConfig) -> None:
 class TorchrunLauncher:
     """Rank 0: starts its own stage, and takes up the channels to the others'."""
 
+    shares_memory = False
+
     def __init__(self, rank: Rank, config: EngineConfig) -> None:
         self._rank = rank
         self._config = config

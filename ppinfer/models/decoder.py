@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ppinfer.kernels.attention import AttentionBatch
+from ppinfer.kernels.batch import AttentionBatch
 from ppinfer.kernels.linear import Linear
+from ppinfer.kernels.native import library
+from ppinfer.kernels.ops import Buffers, ops_for_step
 from ppinfer.messages import StageTensors
 from ppinfer.models.config import ModelConfig
 from ppinfer.models.layers import DecoderLayer, RMSNorm
@@ -54,6 +56,8 @@ class StageModel:
         self.dtype, self.device = dtype, device
         self.weight_bytes = 0
         self._rotary = RotaryTable(config.rope, config.head_dim, dtype, device)
+        kernels = library.active_for(device, dtype, config.head_dim)
+        self._buffers = None if kernels is None else Buffers(dtype)
         self._embedding: Tensor | None = None
         self._layers: list[DecoderLayer] = []
         self._norm: RMSNorm | None = None
@@ -86,12 +90,14 @@ class StageModel:
                 which is left as it is.
             cache: K and V pools of each of this stage's layers.
         """
-        if self._embedding is not None:
-            x = functional.embedding(x, self._embedding)
-        rotary = self._rotary.at(batch.positions, batch.num_positions)
+        # The layers add to the stream in place.
+        x = x.clone() if self._embedding is None else functional.embedding(x, self._embedding)
+        ops = ops_for_step(batch, self._rotary, self._buffers, self.dtype)
+        pending: Tensor | None = None
         for layer, pools in zip(self._layers, cache, strict=True):
-            x = layer(x, rotary, batch, pools)
-        return x
+            pending = layer(x, pending, ops, pools)
+        assert pending is not None
+        return x.add_(pending)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``(R, E)`` of the last layer's stream to fp32 ``(R, V)``; last stage only.

@@ -9,8 +9,12 @@ Memory: a sequence is admitted only if the pool can hold it at its longest besid
 theirs, so a running sequence never runs out and is never thrown out. Blocks are taken only as steps
 need them; until then they are promised, and count as free.
 
-Blocks are released as soon as a sequence ends, even if an abort leaves one of its steps in flight:
-every stage works through plans in order, so that step writes before the next owner does.
+Plans run ahead of results: while a step of a slot is on the pipeline the next one may follow, with
+``PENDING`` in place of tokens that are still to be drawn. So no stage waits for the driver. What
+such a step draws for a sequence that turns out to have ended is dropped.
+
+Blocks are released as soon as a sequence ends, even if steps of it are in flight: every stage works
+through plans in order, so those steps write before the next owner does.
 """
 
 from __future__ import annotations
@@ -23,10 +27,26 @@ from itertools import accumulate, islice, takewhile
 from typing import NamedTuple
 
 from ppinfer.errors import CapacityError, StageError
-from ppinfer.messages import NewSequence, SampledToken, SequenceStep, StepPlan, StepResult
+from ppinfer.messages import (
+    PENDING,
+    NewSequence,
+    SampledToken,
+    SequenceStep,
+    StepPlan,
+    StepResult,
+)
 from ppinfer.request import FinishReason, Request
 from ppinfer.schedule.block_pool import BlockPool
 from ppinfer.schedule.sequence import Sequence
+
+STEPS_A_SLOT = 2
+"""Steps of one slot that may be in flight: one on the pipeline, and one that waits behind it."""
+
+
+# Shared by all plans, which nobody changes: a list a sequence and step would keep the garbage
+# collector busy.
+_LATEST = [PENDING]
+_NO_BLOCKS: list[int] = []
 
 
 class MicroBatchState(Enum):
@@ -37,11 +57,16 @@ class MicroBatchState(Enum):
 
 @dataclass(slots=True, eq=False)
 class MicroBatch:
-    """A slot: sequences in the order of their arrival in it, and its step on the pipeline."""
+    """A slot: sequences in the order of their arrival in it, and how many steps are in flight."""
 
     index: int
     sequences: list[Sequence] = field(default_factory=list)
-    in_flight: StepPlan | None = None
+    in_flight: int = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any sequence has tokens that no plan covers."""
+        return any(seq.num_unplanned for seq in self.sequences)
 
     @property
     def state(self) -> MicroBatchState:
@@ -68,26 +93,26 @@ class MicroBatchManager:
 
     Attributes:
         slots: the micro-batches, by index.
-        micro_batch_size: most sequences that one slot holds.
+        max_sequences: most sequences that all slots hold together.
         pool: the KV blocks; ``pool.num_used`` are in use.
     """
 
     def __init__(
         self,
         num_micro_batches: int,
-        micro_batch_size: int,
+        max_sequences: int,
         pool: BlockPool,
         prefix_caching: bool = True,
     ) -> None:
         assert num_micro_batches >= 1
-        assert micro_batch_size >= 1
+        assert max_sequences >= 1
         self.slots = tuple(MicroBatch(index) for index in range(num_micro_batches))
-        self.micro_batch_size = micro_batch_size
+        self.max_sequences = max_sequences
         self.pool = pool
         self._prefix_caching = prefix_caching
         self._sequences: dict[int, Sequence] = {}  # waiting and running
         self._waiting: deque[Sequence] = deque()
-        self._in_flight: deque[MicroBatch] = deque()  # oldest step first
+        self._in_flight: deque[StepPlan] = deque()  # oldest first
         self._promised = 0  # blocks that running sequences may still take
         self._ended: list[int] = []  # since the last plan
         self._next_step = 0
@@ -134,11 +159,12 @@ class MicroBatchManager:
         self._sequences[request.seq_id] = seq
         self._waiting.append(seq)
 
-    def num_admissible(self, most: int) -> int:
-        """How many of the first waiting requests fit in memory together now, ``most`` at most.
+    def num_admissible(self) -> int:
+        """How many of the first waiting requests could run beside those that do.
 
-        It may be more than are counted: only the first one's cached prefix is looked up.
+        More may fit in memory than are counted: only the first one's cached prefix is looked up.
         """
+        most = self.max_sequences - self.num_running
         if not (most and self._waiting) or self._fit(self._waiting[0]) is None:
             return 0
         room = self.pool.num_free - self._promised
@@ -162,9 +188,8 @@ class MicroBatchManager:
         return seq
 
     def move(self, source: MicroBatch, target: MicroBatch) -> None:
-        """Give the first sequence of one slot to another, between two of its steps."""
+        """Give the first sequence of one slot to another, for the steps to be planned."""
         seq = source.sequences.pop(0)
-        assert not seq.in_flight
         seq.slot = target.index
         target.sequences.append(seq)
 
@@ -181,9 +206,11 @@ class MicroBatchManager:
 
     # ------------------------------------------------------------ steps
 
-    def launch(self, slot: MicroBatch, work: Iterable[tuple[Sequence, int]]) -> StepPlan:
+    def launch(
+        self, slot: MicroBatch, work: Iterable[tuple[Sequence, int]], threads: int = 0
+    ) -> StepPlan:
         """Put a step of a slot in flight: for each sequence, that many of its unplanned tokens."""
-        assert slot.in_flight is None
+        assert slot.in_flight < STEPS_A_SLOT
         block_size = self.pool.block_size
         new: list[NewSequence] = []
         steps: list[SequenceStep] = []
@@ -191,8 +218,10 @@ class MicroBatchManager:
             tokens, blocks = seq.tokens, seq.blocks
             start = seq.num_planned
             end = start + count
-            assert start < end <= len(tokens)
-            new_blocks: list[int] = []
+            drawn = len(tokens) + seq.num_pending
+            assert start < end <= drawn
+            assert end <= len(tokens) or count == 1, "of the tokens to be drawn, one at a time"
+            new_blocks = _NO_BLOCKS
             if end > len(blocks) * block_size:
                 new_blocks = self.pool.allocate(self.pool.blocks_for(end) - len(blocks))
                 blocks += new_blocks
@@ -203,15 +232,20 @@ class MicroBatchManager:
                 new_blocks = blocks.copy()  # its shared prefix too
             steps.append(
                 SequenceStep(
-                    seq.request.seq_id, start, tokens[start:end], new_blocks, end == len(tokens)
+                    seq.seq_id,
+                    start,
+                    tokens[start:end] if end <= len(tokens) else _LATEST,
+                    new_blocks,
+                    end == drawn,
                 )
             )
             seq.num_planned = end
-        plan = StepPlan(self._next_step, slot.index, self._ended, new, steps)
+            seq.num_pending += end == drawn
+        plan = StepPlan(self._next_step, slot.index, self._ended, new, steps, threads)
         self._next_step += 1
         self._ended = []
-        slot.in_flight = plan
-        self._in_flight.append(slot)
+        slot.in_flight += 1
+        self._in_flight.append(plan)
         return plan
 
     def commit(self, result: StepResult) -> list[TokenUpdate]:
@@ -223,18 +257,19 @@ class MicroBatchManager:
         Raises:
             StageError: the result is not the oldest step's, or not for its sequences.
         """
-        oldest = self._in_flight[0].in_flight if self._in_flight else None
+        oldest = self._in_flight[0] if self._in_flight else None
         if oldest is None or result.step_id != oldest.step_id:
             due = "none is in flight" if oldest is None else f"{oldest.step_id} is due"
             raise StageError(f"The last stage answered step {result.step_id}, but {due}.")
-        wanted = [step.seq_id for step in oldest.steps if step.sample]
+        wanted = oldest.sampled
         drawn = [sampled.seq_id for sampled in result.tokens]
         if drawn != wanted:
             raise StageError(
                 f"The last stage answered step {result.step_id} with tokens of sequences {drawn}, "
                 f"but the plan asked for {wanted}."
             )
-        self._in_flight.popleft().in_flight = None
+        self._in_flight.popleft()
+        self.slots[oldest.slot].in_flight -= 1
         updates: list[TokenUpdate] = []
         tokens = iter(result.tokens)
         for step in oldest.steps:
@@ -247,6 +282,7 @@ class MicroBatchManager:
             if self._prefix_caching:
                 self._register(seq, before)
             if sampled is not None:
+                seq.num_pending -= 1
                 seq.tokens.append(sampled.token)
                 reason = seq.reason_to_end()
                 if reason is not None:

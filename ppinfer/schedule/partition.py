@@ -52,7 +52,7 @@ class LayerCosts:
 
 
 def partition_layers(
-    costs: LayerCosts,
+    costs: LayerCosts | Sequence[LayerCosts],
     num_stages: int,
     how: Partition = "auto",
     memory_limits: Sequence[int] | None = None,
@@ -66,14 +66,17 @@ def partition_layers(
     head. A tuple gives the counts themselves.
 
     Args:
+        costs: of the model, or where stages differ in speed, of the model on each stage.
         memory_limits: most bytes of weights each stage may hold; ``None`` for no limits.
 
     Raises:
         ConfigError: more stages than layers, or counts that do not fit the model.
         CapacityError: no split, or not the split asked for, fits the limits.
     """
-    num_layers = len(costs.layers)
+    each = [costs] * num_stages if isinstance(costs, LayerCosts) else list(costs)
+    num_layers = len(each[0].layers)
     assert num_stages >= 1
+    assert len(each) == num_stages, "one model of costs for each stage"
     assert memory_limits is None or len(memory_limits) == num_stages, "one limit for each stage"
     if num_stages > num_layers:
         raise ConfigError(
@@ -81,10 +84,9 @@ def partition_layers(
             f"needs at least one; use {num_layers} stages or fewer."
         )
     # Layer 0 is always on the first stage and the last layer on the last: so are embed and head.
-    cost = _prefix_sums(_to_integers(costs.layers, costs.embed, costs.head))
-    size = _prefix_sums([costs.embed_bytes, *costs.layer_bytes, costs.head_bytes])
+    size = _prefix_sums([each[0].embed_bytes, *each[0].layer_bytes, each[0].head_bytes])
     if how == "auto":
-        return _auto(cost, size, num_stages, memory_limits)
+        return _auto([_prefix_sums(c) for c in _to_integers(each)], size, memory_limits)
     if how == "even":
         whole, extra = divmod(num_layers, num_stages)
         counts = tuple(whole + (stage < extra) for stage in range(num_stages))
@@ -104,33 +106,34 @@ def _prefix_sums(values: Sequence[int]) -> list[int]:
     return list(accumulate(layers, initial=0))
 
 
-def _to_integers(layers: Sequence[float], embed: float, head: float) -> list[int]:
+def _to_integers(costs: Sequence[LayerCosts]) -> list[list[int]]:
     """Embed, layers and head times their least common denominator: exact for any float."""
-    exact = [Fraction(value) for value in (embed, *layers, head)]
-    scale = math.lcm(*(value.denominator for value in exact))
-    return [value.numerator * (scale // value.denominator) for value in exact]
+    exact = [[Fraction(value) for value in (c.embed, *c.layers, c.head)] for c in costs]
+    scale = math.lcm(*{value.denominator for values in exact for value in values})
+    return [[value.numerator * (scale // value.denominator) for value in part] for part in exact]
 
 
 def _auto(
-    cost: list[int], size: list[int], num_stages: int, memory_limits: Sequence[int] | None
+    costs: list[list[int]], size: list[int], memory_limits: Sequence[int] | None
 ) -> tuple[StageRange, ...]:
+    num_stages = len(costs)
     limits = [math.inf] * num_stages if memory_limits is None else list(memory_limits)
-    least_max, _ = _search(cost, size, limits, math.inf, max)
+    least_max, _ = _search(costs, size, limits, math.inf, max)
     if least_max == math.inf:
         assert memory_limits is not None
         raise CapacityError(
-            f"The model does not fit: its {len(cost) - 1} layers, embedding and head need "
+            f"The model does not fit: its {len(size) - 1} layers, embedding and head need "
             f"{size[-1]:,} bytes, the largest layer with what stands beside it "
             f"{max(b - a for a, b in pairwise(size)):,}, and no split fits {num_stages} stages "
             f"that have room for {_numbers(memory_limits)} bytes; use more stages, a smaller "
             "dtype, or devices with more memory."
         )
-    _, ranges = _search(cost, size, limits, least_max, lambda total, new: total + new * new)
+    _, ranges = _search(costs, size, limits, least_max, lambda total, new: total + new * new)
     return ranges
 
 
 def _search(
-    cost: list[int],
+    costs: list[list[int]],
     size: list[int],
     limits: Sequence[float],
     most: float,
@@ -144,11 +147,11 @@ def _search(
 
     Returns the least value (infinite where nothing fits) and the stages' ranges.
     """
-    num_layers, num_stages = len(cost) - 1, len(limits)
+    num_layers, num_stages = len(size) - 1, len(limits)
     # values[j]: the least value of the stages so far when they hold layers 0 to j - 1.
     values: list[float] = [0, *[math.inf] * num_layers]
     cuts: list[list[int]] = []  # cuts[stage][j]: where that stage begins in the split of values[j]
-    for stage, limit in enumerate(limits):
+    for stage, (cost, limit) in enumerate(zip(costs, limits, strict=True)):
         before, values = values, [math.inf] * (num_layers + 1)
         cut = [0] * (num_layers + 1)
         for last in range(stage + 1, num_layers - (num_stages - stage - 1) + 1):

@@ -14,11 +14,13 @@ class Sequence:
     """State only; ``MicroBatchManager`` alone changes it.
 
     Two counters follow the tokens: plans cover the first ``num_planned`` of them, and the last
-    stage has answered for the first ``num_computed``. They differ only while a step is in flight.
+    stage has answered for the first ``num_computed``. They differ only while steps are in flight.
+    Plans run ahead of results, so ``num_planned`` may count tokens that are still to be drawn.
 
     Attributes:
         max_blocks: KV blocks it holds at its longest.
         tokens: prompt, then output.
+        num_pending: tokens that steps in flight will draw.
         blocks: its KV block ids; block i holds the tokens from ``i * block_size`` on.
         block_hashes: content hashes of its first blocks, as far as anyone asked.
         slot: index of its micro-batch; ``None`` while it waits and after its end.
@@ -30,19 +32,21 @@ class Sequence:
     tokens: list[int]
     num_planned: int = 0
     num_computed: int = 0
+    num_pending: int = 0
     blocks: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     slot: int | None = None
     announced: bool = False
     finish_reason: FinishReason | None = None
+    seq_id: int = field(init=False)
+    prompt_len: int = field(init=False)
+    _most_computed: int = field(init=False)
 
-    @property
-    def seq_id(self) -> int:
-        return self.request.seq_id
-
-    @property
-    def prompt_len(self) -> int:
-        return len(self.request.prompt_token_ids)
+    def __post_init__(self) -> None:
+        self.seq_id = self.request.seq_id
+        self.prompt_len = len(self.request.prompt_token_ids)
+        # The last token of all is drawn but never computed.
+        self._most_computed = self.prompt_len + self.request.params.max_tokens - 1
 
     @property
     def num_tokens(self) -> int:
@@ -58,8 +62,8 @@ class Sequence:
 
     @property
     def num_unplanned(self) -> int:
-        """Known tokens that no plan covers yet: what is left of a prompt, or the last token."""
-        return len(self.tokens) - self.num_planned
+        """Tokens that no plan covers yet: what is left of a prompt, or the latest drawn token."""
+        return min(len(self.tokens) + self.num_pending, self._most_computed) - self.num_planned
 
     @property
     def is_prefilling(self) -> bool:
@@ -89,7 +93,7 @@ class Sequence:
 
         The sampler draws no stop token before ``min_tokens``; the same is asked for here.
         """
-        request, num_output = self.request, self.num_output
-        if self.tokens[-1] in request.stop_ids and num_output >= request.params.min_tokens:
+        request = self.request
+        if self.tokens[-1] in request.stop_ids and self.num_output >= request.params.min_tokens:
             return "stop"
-        return "length" if num_output >= request.params.max_tokens else None
+        return "length" if len(self.tokens) > self._most_computed else None

@@ -80,6 +80,16 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def num_cores() -> int:
+    """Cores of this host that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def software() -> str:
+    """What, beside the device, decides how fast a step is here."""
+    return f"torch {torch.__version__}"
+
+
 def _meminfo(name: str) -> int:
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():

@@ -1,7 +1,8 @@
 """The stage's endless loop: take a plan, take its input, compute, hand the outcome on.
 
 Receives are posted for the next few plans before the current one is computed, and sends are not
-awaited, so that data moves while the stage computes.
+awaited, so that data moves while the stage computes. Plans run ahead of results: the ids that the
+last stage draws go straight to the first one, which puts them where a plan left a place for them.
 """
 
 from __future__ import annotations
@@ -16,10 +17,20 @@ import torch
 from ppinfer.comm.links import Links
 from ppinfer.comm.stage_manager import PipelineStageManager
 from ppinfer.comm.transport import Receive
-from ppinfer.messages import Message, Shutdown, StatsRequest, StepPlan, StepResult, ToStage
+from ppinfer.messages import (
+    PENDING,
+    Message,
+    Shutdown,
+    StatsRequest,
+    StepPlan,
+    StepResult,
+    ToStage,
+    TraceRequest,
+)
 from ppinfer.stage.clock import Activity, StageClock
 from ppinfer.stage.device import resident_bytes
 from ppinfer.stage.runner import StageRunner
+from ppinfer.stage.token_feed import TokenFeed
 
 
 @dataclass(slots=True)
@@ -41,6 +52,7 @@ class StageLoop:
         *,
         hidden_size: int,
         recv_ahead: int,
+        most_in_flight: int,
     ) -> None:
         self._runner = runner
         self._links = links
@@ -51,6 +63,7 @@ class StageLoop:
         self._recv_ahead = recv_ahead
         self._pending: deque[_Pending] = deque()
         self._clock = StageClock()
+        self._feed = TokenFeed(links.token_inbox, most_pending=most_in_flight)
 
     @torch.inference_mode()
     def run(self) -> None:
@@ -66,18 +79,23 @@ class StageLoop:
                 self._step(message, pending.receive)
             elif isinstance(message, StatsRequest):
                 self._emit(self._clock.stats(self._manager.stage, resident_bytes()))
+            elif isinstance(message, TraceRequest):
+                self._emit(self._clock.trace(message.on, self._manager.stage))
             elif isinstance(message, Shutdown):
                 break
             else:
                 raise AssertionError(f"{type(message).__name__} came while running")
-        if self._links.outbox is not None:
-            self._links.outbox.flush()
+        for outbox in (self._links.outbox, self._links.token_outbox):
+            if outbox is not None:
+                outbox.flush()
 
     def _next(self) -> _Pending:
         """The oldest message, with receives posted for the plans that are here already."""
-        self._clock.enter(Activity.WAIT_PLAN)
+        self._clock.enter(Activity.PREPARE)
         if not self._pending:
+            self._clock.enter(Activity.WAIT_PLAN)
             self._pending.append(_Pending(self._inbox.get()))
+            self._clock.enter(Activity.PREPARE)
         while not self._inbox.empty():
             self._pending.append(_Pending(self._inbox.get()))
         if self._links.inbox is not None:
@@ -97,23 +115,43 @@ class StageLoop:
                     pending.receive = self._links.inbox.post(shape)
 
     def _step(self, plan: StepPlan, receive: Receive | None) -> None:
-        clock = self._clock
-        clock.enter(Activity.COMPUTE)
+        clock, step_id = self._clock, plan.step_id
+        clock.enter(Activity.PREPARE, step_id)
         step = self._runner.begin(plan)
-        hidden = None
-        if receive is not None:
-            clock.enter(Activity.WAIT_INPUT)
-            hidden = receive.wait()
-            clock.enter(Activity.COMPUTE)
+        hidden = self._input(plan, receive)
+        clock.enter(Activity.COMPUTE, step_id)
         hidden = self._runner.forward(step, hidden)
         if self._links.outbox is not None:
-            clock.enter(Activity.SEND)
+            clock.enter(Activity.SEND, step_id)
             self._links.outbox.send(hidden)
             clock.bytes_sent += hidden.nbytes
         if self._manager.is_last:
-            clock.enter(Activity.SAMPLE)
+            clock.enter(Activity.SAMPLE, step_id)
             tokens = self._runner.sample(step, hidden)
-            clock.enter(Activity.SEND)
-            self._emit(StepResult(plan.step_id, tokens))
+            clock.enter(Activity.SEND, step_id)
+            if self._links.token_outbox is not None and tokens:
+                # Before the driver hears of them, since stage 0 may be waiting.
+                self._links.token_outbox.send(self._runner.as_tensor([t.token for t in tokens]))
+            self._emit(StepResult(step_id, tokens))
+            if self._manager.is_first:
+                self._feed.put(tokens)
+        elif self._manager.is_first:
+            clock.enter(Activity.PREPARE, step_id)
+            self._feed.expect(plan.sampled)
         clock.steps += 1
         clock.tokens += plan.num_tokens
+
+    def _input(self, plan: StepPlan, receive: Receive | None) -> torch.Tensor:
+        """Hidden states of the stage before, or on the first stage token ids."""
+        if receive is not None:
+            self._clock.enter(Activity.WAIT_INPUT, plan.step_id)
+            return receive.wait()
+        self._feed.begin(plan)
+        ids = [token for step in plan.steps for token in step.tokens]
+        pending = [step.seq_id for step in plan.steps if step.tokens[0] == PENDING]
+        if pending:
+            self._clock.enter(Activity.WAIT_INPUT, plan.step_id)
+            latest = iter(self._feed.latest(pending))
+            self._clock.enter(Activity.PREPARE, plan.step_id)
+            ids = [next(latest) if token == PENDING else token for token in ids]
+        return self._runner.as_tensor(ids)

@@ -59,6 +59,8 @@ class StageRunner:
         if plan.step_id != self._next_step:
             raise self._refusal(f"step {plan.step_id} came where {self._next_step} was due")
         self._next_step += 1
+        if plan.threads and plan.threads != torch.get_num_threads():
+            torch.set_num_threads(plan.threads)
         for seq_id in plan.ended:
             self._sequences.pop(seq_id, None)
             if self._sampler is not None:
@@ -94,15 +96,16 @@ class StageRunner:
         )
         return Step(plan, batch)
 
-    def forward(self, step: Step, hidden: torch.Tensor | None) -> torch.Tensor:
+    def as_tensor(self, ids: list[int]) -> torch.Tensor:
+        """Token ids (tokens,) on this stage's device."""
+        return torch.tensor(ids, dtype=torch.int64, device=self._device)
+
+    def forward(self, step: Step, x: torch.Tensor) -> torch.Tensor:
         """Hidden states ``(tokens, hidden_size)`` after this stage's layers.
 
-        ``hidden`` is what the stage before sent; the first stage embeds the plan's ids.
+        ``x`` is what the stage before sent, or token ids (tokens,) on the first stage.
         """
-        if hidden is None:
-            ids = [token for part in step.plan.steps for token in part.tokens]
-            hidden = torch.tensor(ids, dtype=torch.int64, device=self._device)
-        return self._model.forward(hidden, step.batch, self._cache.layers)
+        return self._model.forward(x, step.batch, self._cache.layers)
 
     def sample(self, step: Step, hidden: torch.Tensor) -> list[SampledToken]:
         """The new token of every sequence that the plan samples; last stage only."""

@@ -21,10 +21,13 @@ import msgspec
 
 from ppinfer import errors
 from ppinfer.comm.control import Channel, ChannelClosedError
+from ppinfer.comm.ring_end import RingEnd
 from ppinfer.messages import (
     CacheReady,
     CacheSetup,
     Message,
+    ProfileRequest,
+    ProfileResult,
     Shutdown,
     StageFailure,
     StageLoaded,
@@ -37,6 +40,7 @@ from ppinfer.messages import (
 from ppinfer.version import __version__
 
 if TYPE_CHECKING:
+    from ppinfer.comm.links import Rings
     from ppinfer.stage.loop import StageLoop
 
 _SETTLE_SECONDS = 0.5
@@ -62,7 +66,9 @@ class StageWorker:
         self._channel.send(encode(message))
 
     def serve(self) -> None:
-        from ppinfer.stage.device import list_devices
+        import torch
+
+        from ppinfer.stage.device import list_devices, num_cores, software
 
         arguments = self._arguments
         self.send(
@@ -72,9 +78,13 @@ class StageWorker:
                 version=__version__,
                 devices=list_devices(arguments.local_index, arguments.local_size),
                 seconds=time.time() - arguments.started,
+                cores=num_cores(),
+                threads=torch.get_num_threads(),
+                local_size=arguments.local_size,
+                software=software(),
             )
         )
-        self._build(self._expect(StageSetup)).run()
+        self._build(self._await_setup()).run()
 
     def _read(self) -> None:
         try:
@@ -87,11 +97,26 @@ class StageWorker:
         except BaseException as error:
             self.fail(error)
 
-    def _expect(self, kind: type[_MessageT]) -> _MessageT:
+    def _await_setup(self) -> StageSetup:
+        """The set-up, after as many measurements as the driver wants to cut the model by."""
+        message = self._expect(ProfileRequest, StageSetup)
+        if isinstance(message, ProfileRequest):
+            from ppinfer.stage.profile import answer_requests
+
+            message = answer_requests(
+                message,
+                self._arguments.local_size,
+                lambda costs: self.send(ProfileResult(self._arguments.stage, costs)),
+                lambda: self._expect(ProfileRequest, StageSetup),
+            )
+        assert isinstance(message, StageSetup)
+        return message
+
+    def _expect(self, *kinds: type[_MessageT]) -> _MessageT:
         message = self._inbox.get()
         if isinstance(message, Shutdown):
             raise _ToldToStop
-        assert isinstance(message, kind), f"{type(message).__name__} came too early"
+        assert isinstance(message, kinds), f"{type(message).__name__} came too early"
         return message
 
     def _build(self, setup: StageSetup) -> StageLoop:
@@ -129,6 +154,7 @@ class StageWorker:
             device=device,
             send_depth=setup.send_depth,
             timeout=setup.timeout,
+            rings=self._rings(setup, config.hidden_size * dtype.itemsize),
         )
         connected = time.perf_counter()
         model = StageModel(
@@ -178,6 +204,27 @@ class StageWorker:
             self.send,
             hidden_size=config.hidden_size,
             recv_ahead=setup.recv_ahead,
+            most_in_flight=setup.send_depth,
+        )
+
+    def _rings(self, setup: StageSetup, token_bytes: int) -> Rings | None:
+        """The ends of the shared-memory links that the launcher left us; closed if not needed."""
+        from ppinfer.comm.links import Rings
+
+        fds = self._arguments.ring_fds
+        if not fds:
+            return None
+        inbound, outbound = RingEnd(*fds[:2]), RingEnd(*fds[2:])
+        if setup.comm != "shm":
+            inbound.close()
+            outbound.close()
+            return None
+        return Rings.sized(
+            inbound,
+            outbound,
+            hidden_bytes=setup.max_step_tokens * token_bytes,
+            max_sequences=setup.max_sequences,
+            depth=setup.send_depth,
         )
 
     def fail(self, error: BaseException) -> NoReturn:
@@ -225,6 +272,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--control-fd", type=int, required=True)
     parser.add_argument("--store-fd", type=int, default=-1)
     parser.add_argument("--model-fd", type=int, default=-1)
+    parser.add_argument("--ring-fds", type=int, nargs=4, default=[])
     parser.add_argument("--local-index", type=int, required=True)
     parser.add_argument("--local-size", type=int, required=True)
     parser.add_argument("--address", required=True, help="that data sockets bind to")

@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from ppinfer.config import EngineConfig
-from ppinfer.engine.setup import choose_devices, choose_dtype, count_blocks, layer_costs
+from ppinfer.engine.setup import (
+    choose_comm,
+    choose_devices,
+    choose_dtype,
+    count_blocks,
+    layer_costs,
+)
 from ppinfer.errors import CapacityError, ConfigError
 from ppinfer.messages import DeviceInfo, StageLoaded, StageReady
 from ppinfer.models.policy import LlamaForCausalLMPipelinePolicy
@@ -35,6 +41,19 @@ def test_gpus_are_used_where_every_stage_has_one() -> None:
     assert [d.name for d in choose_devices(one, "auto")] == ["cpu", "cpu"]
     with pytest.raises(ConfigError, match="needs a GPU for each of the 2 stages, but 1 were"):
         choose_devices(one, "cuda")
+
+
+def test_auto_comm_is_shared_memory_on_one_host_and_the_original_rule_elsewhere() -> None:
+    def auto(count: int, *, device: DeviceInfo = CPU, shared: bool = False) -> str:
+        return choose_comm("auto", count, [device] * count, shared)
+
+    assert [auto(n) for n in (1, 2, 3, 4)] == ["p2p", "p2p", "broadcast", "broadcast"]
+    assert [auto(n, shared=True) for n in (1, 2, 4)] == ["shm"] * 3
+    assert auto(2, device=gpu(0), shared=True) == "p2p"
+    assert choose_comm("broadcast", 2, [CPU] * 2, True) == "broadcast"
+    for devices, shared in (([CPU] * 2, False), ([CPU, gpu(1)], True)):
+        with pytest.raises(ConfigError, match='comm="shm" is for stages of one host'):
+            choose_comm("shm", 2, devices, shared)
 
 
 def test_auto_dtype_is_the_checkpoints_where_every_device_has_it() -> None:

@@ -26,6 +26,7 @@ from ppinfer.messages import (
 
 class SocketLauncher:
     store = "none"
+    shares_memory = False
 
     def __init__(self, num_stages: int) -> None:
         pairs = [socket.socketpair() for _ in range(num_stages)]

@@ -15,6 +15,7 @@ from ppinfer.kernels import paged_batch
 from ppinfer.kernels.attention import AttentionBatch, paged_attention, write_kv
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("kernel_path")
 
 
 class Sequences:
@@ -170,11 +171,11 @@ def test_positions_and_slots() -> None:
     batch = AttentionBatch.build(
         [15, 0], [3, 2], [[7, 4], [2]], 16, config=Sequences([1]).shape, device=CPU
     )
-    assert batch.positions.tolist() == [15, 16, 17, 0, 1]
+    assert batch.index.positions.tolist() == [15, 16, 17, 0, 1]
     assert batch.num_positions == 18
     heads, size = 2, 16
     rows = [(7, 15), (4, 0), (4, 1), (2, 0), (2, 1)]
     expected = [(block * heads + h) * size + at for block, at in rows for h in range(heads)]
-    assert batch.slots.tolist() == expected
-    assert batch.fresh_blocks is not None
-    assert sorted(batch.fresh_blocks.tolist()) == [2, 4]
+    assert batch.index.slots.tolist() == expected
+    assert batch.index.fresh_blocks is not None
+    assert sorted(batch.index.fresh_blocks.tolist()) == [2, 4]

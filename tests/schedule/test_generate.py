@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from hypothesis import event, given, settings
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from support.fake_pipeline import VOCABULARY, expected_output
 from support.schedule_rig import Rig, make_request
 
-from ppinfer.messages import SampledToken, StepResult
+from ppinfer.messages import PENDING, SampledToken, StepResult
 from ppinfer.request import Request
 from ppinfer.sampling import SamplingParams
 
@@ -51,6 +52,8 @@ def test_every_request_gets_exactly_its_tokens_in_any_mix(data):
         max_prefill_tokens=data.draw(st.sampled_from([1, 3, 7, 16, 512]), "chunk"),
         prefix_caching=data.draw(st.booleans(), "prefix caching"),
     )
+    most = data.draw(st.integers(0, 6), "sequences in one micro-batch")
+    rig.spread = rig.schedule._spread = ByNumber(len(rig.manager.slots), most)
     arrivals = sorted(data.draw(st.integers(0, 30), "arrival") for _ in mix)
     aborts = {
         seq_id: data.draw(st.integers(0, 60), "abort")
@@ -107,7 +110,66 @@ def test_eight_requests_over_two_slots_are_four_and_four():
     assert [step.seq_id for step in first.steps] == [0, 1, 2, 3]
     assert [step.seq_id for step in second.steps] == [4, 5, 6, 7]
     assert (first.slot, second.slot) == (0, 1)
+
+
+def test_a_slot_has_one_step_on_the_pipeline_and_one_behind_it():
+    rig = Rig(slots=1, size=8)
+    for seq_id in range(2):
+        rig.add(make_request(seq_id, prompt_len=5))
+    first, ahead = rig.schedule.next_plan(), rig.schedule.next_plan()
     assert rig.schedule.next_plan() is None
+    assert [(step.start, len(step.tokens), step.sample) for step in first.steps] == [
+        (0, 5, True)
+    ] * 2
+    assert [(step.start, step.tokens, step.sample) for step in ahead.steps] == [
+        (5, [PENDING], True)
+    ] * 2
+
+
+def test_no_step_is_planned_past_the_last_token():
+    rig = Rig(slots=1, size=1)
+    rig.add(make_request(0, max_tokens=3))
+    rig.run()
+    assert len(rig.pipeline.plans) == 3
+    assert rig.pipeline.num_pending == 2
+
+
+def test_what_was_computed_past_a_stop_token_is_dropped():
+    plain = make_request(0, max_tokens=9)
+    stop = expected_output(plain)[2]
+    rig = Rig(slots=1, size=1)
+    rig.add(make_request(0, max_tokens=9, stop_ids=(stop,)))
+    rig.run()
+    assert rig.outputs[0] == expected_output(plain)[: rig.outputs[0].index(stop) + 1]
+    assert len(rig.pipeline.plans) == len(rig.outputs[0]) + 1
+
+
+class ByNumber:
+    """One micro-batch for up to ``most`` sequences, else as many as there are slots."""
+
+    def __init__(self, slots, most):
+        self.slots, self.most = slots, most
+
+    def micro_batches_for(self, num_sequences):
+        return 1 if num_sequences <= self.most else self.slots
+
+    def threads_for(self, micro_batches):
+        return 8 // micro_batches
+
+
+def test_few_sequences_meet_in_one_micro_batch_on_all_cores():
+    rig = Rig(slots=2, size=4, spread=ByNumber(2, most=3))
+    for seq_id in range(6):
+        rig.add(make_request(seq_id, max_tokens=4 if seq_id % 2 else 12))
+    rig.run()
+    plans = rig.pipeline.plans
+    assert {plan.slot for plan in plans[:4]} == {0, 1}
+    assert {plan.threads for plan in plans[:4]} == {4}
+    assert {(plan.slot, plan.threads) for plan in plans[-7:]} == {(0, 8)}
+    assert len(plans[-5].steps) == 3
+    assert rig.outputs == {
+        i: expected_output(make_request(i, max_tokens=4 if i % 2 else 12)) for i in range(6)
+    }
 
 
 def test_one_request_needs_one_slot():
@@ -144,12 +206,11 @@ def test_prompts_share_the_budget_and_long_ones_go_in_chunks():
     rig = Rig(slots=1, size=4, max_prefill_tokens=10, stages=1)
     for seq_id, length in enumerate([4, 25, 3]):
         rig.add(make_request(seq_id, prompt_len=length, max_tokens=9))
-    chunks = []
-    for _ in range(5):
-        rig.fill()
-        steps = rig.pipeline.plans[-1].steps
-        chunks.append([(step.seq_id, len(step.tokens), step.sample) for step in steps])
-        rig.tick()
+    rig.run()
+    chunks = [
+        [(step.seq_id, len(step.tokens), step.sample) for step in plan.steps]
+        for plan in rig.pipeline.plans[:5]
+    ]
     assert chunks == [
         [(0, 4, True), (1, 6, False)],
         [(0, 1, True), (1, 10, False)],  # a decoding sequence never waits for a prompt
@@ -157,7 +218,6 @@ def test_prompts_share_the_budget_and_long_ones_go_in_chunks():
         [(0, 1, True), (1, 1, True), (2, 2, True)],
         [(0, 1, True), (1, 1, True), (2, 1, True)],
     ]
-    rig.run()
 
 
 def test_a_prompt_without_budget_waits_for_its_slot():
@@ -172,7 +232,7 @@ def test_a_prompt_without_budget_waits_for_its_slot():
     for seq_id in range(2, 4):
         rig.add(make_request(seq_id, prompt_len=2))
     rig.fill()
-    together = [[step.seq_id for step in plan.steps] for plan in rig.pipeline.plans[2:]]
+    together = [[step.seq_id for step in plan.steps] for plan in rig.pipeline.plans[4:]]
     assert together == [[0], [2, 3]]
     rig.run()
     for seq_id, length in enumerate([20, 20, 2, 2]):
@@ -183,7 +243,7 @@ def test_nobody_is_admitted_to_get_no_tokens():
     rig = Rig(slots=1, size=4, max_prefill_tokens=8)
     for seq_id in range(3):
         rig.add(make_request(seq_id, prompt_len=8))
-    rig.fill()
+    rig.schedule.next_plan()
     assert (rig.manager.num_running, rig.manager.num_waiting) == (1, 2)
 
 
@@ -203,8 +263,10 @@ def test_slots_stay_equal_to_the_end():
     for seq_id in range(8):  # the first slot's sequences are the short ones
         rig.add(make_request(seq_id, max_tokens=3 if seq_id < 4 else 12))
     rig.run()
-    tail = [(plan.slot, len(plan.steps)) for plan in rig.pipeline.plans[-12:]]
-    assert tail == [(1, 2), (0, 2)] * 6
+    tail = [len(plan.steps) for plan in rig.pipeline.plans[-12:]]
+    assert tail == [2] * 12
+    slots = [plan.slot for plan in rig.pipeline.plans]
+    assert all(a != b for a, b in pairwise(slots[-12:]))
 
 
 def test_of_equally_small_slots_the_next_in_turn_is_given_to():
@@ -240,7 +302,7 @@ def test_a_given_sequence_loses_no_turn_for_long():
 
 def test_newcomers_fill_a_short_slot_before_anyone_moves():
     rig = Rig(slots=2, size=4)
-    for seq_id in range(10):
+    for seq_id in range(12):
         rig.add(make_request(seq_id, max_tokens=2 if seq_id < 4 else 9))
     slot_of: dict[int, set[int]] = {}
     while rig.manager.num_waiting:
@@ -291,7 +353,7 @@ def test_planning_costs_nothing_per_token_of_the_past():
     rig.tick()
     rig.tick()
     seq.tokens = Untouchable(seq.tokens)
-    while rig.manager.has_unfinished:
-        plan = rig.schedule.next_plan()
-        rig.manager.commit(StepResult(plan.step_id, [SampledToken(0, 1)]))
-    assert plan.step_id == 49
+    for step in range(1, 50):
+        rig.schedule.next_plan()
+        rig.manager.commit(StepResult(step, [SampledToken(0, 1)]))
+    assert not rig.manager.has_unfinished

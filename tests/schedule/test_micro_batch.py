@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from ppinfer.errors import CapacityError, StageError
-from ppinfer.messages import SampledToken, StepResult
+from ppinfer.messages import PENDING, SampledToken, StepResult
 from ppinfer.request import Request
 from ppinfer.sampling import SamplingParams
 from ppinfer.schedule.block_pool import BlockPool
@@ -12,7 +12,7 @@ from ppinfer.schedule.micro_batch import MicroBatchManager, MicroBatchState
 
 def make_manager(num_blocks=16, block_size=4, slots=1, size=4, prefix_caching=True):
     pool = BlockPool(num_blocks, block_size)
-    return MicroBatchManager(slots, size, pool, prefix_caching)
+    return MicroBatchManager(slots, slots * size, pool, prefix_caching)
 
 
 def make_request(seq_id, prompt, max_tokens=4, stop_ids=(), **params):
@@ -28,7 +28,7 @@ def answer(plan, token=50):
 
 
 def launch_all(manager, slot, count=None):
-    """A step with ``count`` tokens, or all known ones, of each sequence of the slot."""
+    """A step with ``count`` tokens, or all there are, of each sequence of the slot."""
     work = [(seq, min(seq.num_unplanned, count or seq.num_tokens)) for seq in slot.sequences]
     return manager.launch(slot, work)
 
@@ -61,11 +61,11 @@ def test_a_request_goes_through_all_states():
     assert len(step.new_blocks) == 1
     assert not step.sample
     assert seq.in_flight
-    assert slot.in_flight is plan
+    assert slot.in_flight == 1
     assert manager.num_in_flight == 1
     assert manager.commit(StepResult(0, [])) == []
     assert not seq.in_flight
-    assert slot.in_flight is None
+    assert slot.in_flight == 0
     assert slot.state is MicroBatchState.PREFILL
 
     plan = manager.launch(slot, [(seq, 2)])
@@ -195,9 +195,44 @@ def test_the_first_sequence_moves_to_the_back_of_another_slot():
     manager.move(first, second)
     assert [seq.seq_id for seq in first.sequences] == [1]
     assert [(seq.seq_id, seq.slot) for seq in second.sequences] == [(2, 1), (0, 1)]
-    launch_all(manager, second)
+    plan = launch_all(manager, second)
+    manager.move(second, first)  # also while a step of it is in flight
+    assert [(step.seq_id, step.tokens) for step in launch_all(manager, first, 1).steps] == [
+        (1, [0]),
+        (2, [PENDING]),
+    ]
+    assert [update.seq_id for update in manager.commit(answer(plan))] == [2, 0]
+
+
+def test_plans_run_ahead_of_results():
+    manager = make_manager()
+    (slot,) = manager.slots
+    manager.add(make_request(1, 3, max_tokens=3))
+    seq = manager.admit(slot)
+    first, second = launch_all(manager, slot), launch_all(manager, slot)
+    assert (second.steps[0].start, second.steps[0].tokens) == (3, [PENDING])
+    assert (slot.in_flight, seq.num_pending, seq.num_unplanned) == (2, 2, 1)
     with pytest.raises(AssertionError):
-        manager.move(second, first)
+        launch_all(manager, slot)
+    manager.commit(answer(first, 50))
+    third = launch_all(manager, slot)
+    assert (third.steps[0].start, third.steps[0].tokens) == (4, [PENDING])
+    assert seq.num_unplanned == 0  # the last token is drawn but never computed
+    manager.commit(answer(second, 51))
+    (update,) = manager.commit(answer(third, 52))
+    assert update.finish_reason == "length"
+    assert seq.output_token_ids == [50, 51, 52]
+
+
+def test_a_step_past_the_end_is_dropped():
+    manager = make_manager()
+    (slot,) = manager.slots
+    manager.add(make_request(1, 3, stop_ids=(50,)))
+    manager.admit(slot)
+    first, second = launch_all(manager, slot), launch_all(manager, slot)
+    assert manager.commit(answer(first, 50))[0].finish_reason == "stop"
+    assert manager.pool.num_used == 0
+    assert manager.commit(answer(second, 7)) == []
 
 
 def test_results_come_in_order_and_for_the_right_sequences():
@@ -231,11 +266,11 @@ def test_admission_promises_the_longest_growth():
     (slot,) = manager.slots
     manager.add(make_request(1, [1, 2], max_tokens=11))  # 3 blocks at the end
     manager.add(make_request(2, [3, 4], max_tokens=8))  # 3 blocks
-    assert manager.num_admissible(9) == 1
+    assert manager.num_admissible() == 1
     manager.admit(slot)
     plan = launch_all(manager, slot)
     assert manager.pool.num_free == 4
-    assert manager.num_admissible(9) == 0
+    assert manager.num_admissible() == 0
     assert manager.admit(slot) is None
     manager.commit(answer(plan))
     manager.finish(1, "abort")
@@ -311,7 +346,7 @@ class TestPrefixCaching:
         manager.add(make_request(3, 9, max_tokens=4))  # three: both known ones and a third
         manager.admit(slot)
         assert manager.pool.num_free == 4
-        assert manager.num_admissible(9) == 0
+        assert manager.num_admissible() == 0
 
     def test_a_block_in_use_is_shared_for_nothing(self):
         manager = make_manager(num_blocks=4, block_size=4)

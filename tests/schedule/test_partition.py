@@ -176,3 +176,26 @@ def test_large_models_are_quick():
     ranges = partition_layers(make_costs(layers, embed=0.3, head=4.0), 64, "auto", [5] * 64)
     assert time.perf_counter() - started < 2
     assert list(accumulate(counts(ranges)))[-1] == 200
+
+
+@settings(max_examples=100)
+@given(st.data())
+def test_stages_of_different_speed_are_cut_as_well_as_any_split(data):
+    num_stages = data.draw(st.integers(1, 4), "stages")
+    num_layers = data.draw(st.integers(num_stages, 8), "layers")
+    cost = st.integers(0, 50)
+    each = [
+        make_costs(
+            [data.draw(cost, "layer")] * num_layers, data.draw(cost, "embed"), data.draw(cost)
+        )
+        for _ in range(num_stages)
+    ]
+
+    def slowest(ranges):
+        return max(stage_costs(costs, ranges)[i] for i, costs in enumerate(each))
+
+    splits = [
+        tuple(pairwise((0, *cuts, num_layers)))
+        for cuts in combinations(range(1, num_layers), num_stages - 1)
+    ]
+    assert slowest(partition_layers(each, num_stages)) == min(map(slowest, splits))

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
-from ppinfer.messages import NewSequence, SampledToken, SequenceStep, StepPlan, StepResult
+from ppinfer.messages import PENDING, NewSequence, SampledToken, SequenceStep, StepPlan, StepResult
 from ppinfer.request import Request
+from ppinfer.schedule.micro_batch import STEPS_A_SLOT
 
 VOCABULARY = 11
 
@@ -49,6 +50,7 @@ class _State:
     blocks: list[int]
     length: int = 0
     num_output: int = 0
+    latest: int = PENDING
 
 
 class FakePipeline:
@@ -63,10 +65,12 @@ class FakePipeline:
         self._queue: deque[StepResult] = deque()
         self._stages: deque[StepResult | None] = deque([None] * (num_stages - 1))
         self._busy_slots: dict[int, int] = {}  # slot of each step that is not answered
+        self.num_pending = 0  # tokens that were planned before they were drawn
 
     def submit(self, plan: StepPlan) -> None:
         assert plan.step_id == len(self.plans), "step ids have no gaps"
-        assert plan.slot not in self._busy_slots.values(), "one step a slot"
+        busy = list(self._busy_slots.values())
+        assert busy.count(plan.slot) < STEPS_A_SLOT
         assert plan.steps, "no empty steps"
         self.plans.append(plan)
         self._busy_slots[plan.step_id] = plan.slot
@@ -103,6 +107,11 @@ class FakePipeline:
         assert state.length <= len(state.blocks) * self._block_size
         assert not step.sample or state.length >= state.new.prompt_len
         for position, token in enumerate(step.tokens, start=step.start):
+            if token == PENDING:
+                assert len(step.tokens) == 1
+                self.num_pending += 1
+                token = state.latest
+            assert token != PENDING, "no step has drawn this token"
             block, offset = self._place(state, position)
             owners = [i for i, other in self._live.items() if block in other.blocks]
             assert owners == [step.seq_id], "a block that is written belongs to one sequence"
@@ -114,6 +123,7 @@ class FakePipeline:
         params = state.new.params
         token = _draw(tokens, state.new.stop_ids, state.num_output, params.min_tokens)
         state.num_output += 1
+        state.latest = token
         return SampledToken(step.seq_id, token)
 
     def _place(self, state: _State, position: int) -> tuple[int, int]:

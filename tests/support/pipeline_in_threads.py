@@ -44,6 +44,7 @@ class PipelineInThreads:
         self.errors: list[BaseException] = []
         self._threads: list[threading.Thread] = []
         links = [MemoryLink(dtype) for _ in ranges[1:]]
+        feed = MemoryLink(torch.int64) if len(ranges) > 1 else None
         for stage, (first, last) in enumerate(ranges):
             manager = PipelineStageManager(stage, len(ranges), first, last)
             model = StageModel(
@@ -62,9 +63,11 @@ class PipelineInThreads:
                 Links(
                     inbox=None if manager.is_first else links[stage - 1],
                     outbox=None if manager.is_last else links[stage],
+                    token_inbox=feed if manager.is_first else None,
+                    token_outbox=feed if manager.is_last else None,
                 ),
                 manager, inbox, self.results.put,
-                hidden_size=config.hidden_size, recv_ahead=3,
+                hidden_size=config.hidden_size, recv_ahead=3, most_in_flight=20,
             )  # fmt: skip
             thread = threading.Thread(target=self._run, args=(loop,), daemon=True)
             thread.start()
@@ -91,7 +94,7 @@ class PipelineInThreads:
         first_seq_id: int = 0,
     ) -> list[list[int]]:
         pool = BlockPool(self._num_blocks, self._block_size)
-        manager = MicroBatchManager(num_micro_batches, micro_batch_size, pool)
+        manager = MicroBatchManager(num_micro_batches, num_micro_batches * micro_batch_size, pool)
         schedule = GenerateSchedule(manager, max_prefill_tokens)
         manager._next_step = getattr(self, "_next_step", 0)
         for index, prompt in enumerate(prompts):

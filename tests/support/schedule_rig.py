@@ -8,8 +8,8 @@ from ppinfer.messages import StepPlan
 from ppinfer.request import Request
 from ppinfer.sampling import SamplingParams
 from ppinfer.schedule.block_pool import BlockPool
-from ppinfer.schedule.generate import GenerateSchedule
-from ppinfer.schedule.micro_batch import MicroBatchManager
+from ppinfer.schedule.generate import EvenSpread, GenerateSchedule
+from ppinfer.schedule.micro_batch import STEPS_A_SLOT, MicroBatchManager
 
 
 class Rig:
@@ -25,10 +25,12 @@ class Rig:
         block_size=4,
         max_prefill_tokens=512,
         prefix_caching=True,
+        spread=None,
     ) -> None:
         self.pool = BlockPool(num_blocks, block_size)
-        self.manager = MicroBatchManager(slots, size, self.pool, prefix_caching)
-        self.schedule = GenerateSchedule(self.manager, max_prefill_tokens)
+        self.manager = MicroBatchManager(slots, slots * size, self.pool, prefix_caching)
+        self.spread = spread or EvenSpread(slots)
+        self.schedule = GenerateSchedule(self.manager, max_prefill_tokens, spread)
         self.pipeline = FakePipeline(stages, block_size)
         self.max_prefill_tokens = max_prefill_tokens
         self.outputs: dict[int, list[int]] = {}
@@ -42,14 +44,20 @@ class Rig:
 
     def fill(self) -> None:
         """Plan all that can be planned now."""
-        while (plan := self.schedule.next_plan()) is not None:
+        while True:
+            total = self._total()  # as the schedule sees it: a plan may make known prefixes free
+            plan = self.schedule.next_plan()
+            if plan is None:
+                break
             self.pipeline.submit(plan)
-            self._check_plan(plan)
+            self._check_plan(plan, total)
         for slot in self.manager.slots:
-            if slot.in_flight is None:
-                assert not slot.sequences, "a slot with work is left idle"
-                assert not self.manager.num_admissible(1), "a request waits beside an empty slot"
-        assert self.manager.num_in_flight <= len(self.manager.slots)
+            if not slot.in_flight:
+                assert not slot.has_work or self._someone_is_full(), "a slot with work is left idle"
+            if not slot.in_flight and slot.index < self.spread.micro_batches_for(self._total()):
+                waits = self.manager.num_admissible() and not self._someone_is_full()
+                assert not waits, "a request waits beside an empty slot"
+        assert self.manager.num_in_flight <= STEPS_A_SLOT * len(self.manager.slots)
 
     def tick(self) -> None:
         result = self.pipeline.tick()
@@ -72,12 +80,19 @@ class Rig:
     def sizes(self) -> list[int]:
         return [len(slot.sequences) for slot in self.manager.slots]
 
-    def _check_plan(self, plan: StepPlan) -> None:
+    def _someone_is_full(self) -> bool:
+        """Whether a slot, whose turn it may be, has all the steps in flight that it may have."""
+        return any(s.in_flight == STEPS_A_SLOT and s.has_work for s in self.manager.slots)
+
+    def _total(self) -> int:
+        return self.manager.num_running + self.manager.num_admissible()
+
+    def _check_plan(self, plan: StepPlan, total: int) -> None:
         sizes = self.sizes()
-        assert max(sizes) <= self.manager.micro_batch_size
-        places = len(sizes) * self.manager.micro_batch_size - sum(sizes)
-        total = sum(sizes) + self.manager.num_admissible(places)
-        assert sizes[plan.slot] <= -(-total // len(sizes)), "no slot has more than its share"
+        assert sum(sizes) <= self.manager.max_sequences
+        in_use = self.spread.micro_batches_for(total)
+        assert plan.slot < in_use
+        assert sizes[plan.slot] <= -(-total // in_use), "no slot has more than its share"
         prompt_tokens = 0
         for step in plan.steps:
             is_prompt = step.start < self.prompt_lens[step.seq_id]

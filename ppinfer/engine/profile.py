@@ -1,0 +1,158 @@
+"""Asks the stages what a step costs them, where anything is left to choose by it.
+
+Stages of one host share its cores and its memory's bandwidth. So they first measure at the same
+time, each on its share of the cores, as many as there are cores for; then the first one alone
+measures on all cores, which is how a stage works when the others wait for it. Stages that do not
+share a host, or have devices of their own, measure once, all at the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import fmean
+
+import msgspec
+
+from ppinfer.config import EngineConfig
+from ppinfer.engine import profile_cache
+from ppinfer.engine.supervisor import Supervisor
+from ppinfer.messages import (
+    DeviceInfo,
+    Points,
+    ProfileRequest,
+    ProfileResult,
+    StageReady,
+    StepCosts,
+)
+from ppinfer.models.config import ModelConfig
+from ppinfer.schedule.pace import Measured
+from ppinfer.version import __version__
+
+SMALL_MODEL = 20_000_000
+"""Parameters below which a step costs so little that measuring it is not worth the time."""
+
+_SECONDS = 0.6
+"""Time for each measurement, about; the weights for it are made in less."""
+
+_MOST_ROWS = 512
+
+
+def measure(
+    supervisor: Supervisor,
+    ready: Sequence[StageReady],
+    devices: Sequence[DeviceInfo],
+    model: ModelConfig,
+    dtype: str,
+    config: EngineConfig,
+) -> Measured | None:
+    """What the stages measured, now or in an earlier start like this one.
+
+    ``None`` where nothing is left to choose, the model is too small to bother, or a stage has no
+    memory to measure with.
+    """
+    if model.total_parameters < SMALL_MODEL or is_settled(config):
+        return None
+    share_host = shares_host(ready, devices)
+    first = ready[0]
+    at_once = min(len(ready), max(1, first.cores // first.threads)) if share_host else len(ready)
+    in_turn = share_host and config.threads is None and first.threads < first.cores
+    rows = min(config.max_sequences, _MOST_ROWS)
+    key = profile_cache.key_of(
+        {
+            "ppinfer": __version__,
+            "model": _shape(model),
+            "dtype": dtype,
+            "block_size": config.block_size,
+            "rows": rows,
+            "stages": [
+                (device.name, device.description, stage.cores, stage.threads, stage.software)
+                for stage, device in zip(ready, devices, strict=True)
+            ],
+            "at_once": at_once,
+            "in_turn": in_turn,
+            "share_host": share_host,
+        }
+    )
+    if (known := profile_cache.load(key, len(ready))) is not None:
+        return known
+
+    def ask(stages: Sequence[int], threads: Callable[[StageReady], int]) -> list[StepCosts]:
+        """Their tables, or none at all where one of them has no memory to measure with."""
+        for stage in stages:
+            supervisor.send(
+                stage,
+                ProfileRequest(
+                    model=msgspec.msgpack.encode(model),
+                    dtype=dtype,
+                    device=devices[stage].name,
+                    block_size=config.block_size,
+                    threads=threads(ready[stage]),
+                    max_rows=rows,
+                    seconds=_SECONDS,
+                ),
+            )
+        results = supervisor.gather(ProfileResult, config.timeout, "measuring a step", None, stages)
+        costs = [result.costs for result in results if result.costs is not None]
+        return costs if len(costs) == len(results) else []
+
+    together = ask(range(at_once), lambda stage: stage.threads)
+    alone = ask([0], lambda stage: stage.cores) if in_turn and together else []
+    if not together or (in_turn and not alone):
+        return None
+    if share_host:
+        together, alone = [average(together)] * len(ready), alone * len(ready)
+    measured = Measured(tuple(together), tuple(alone), first.cores if share_host else 0)
+    profile_cache.save(key, measured)
+    return measured
+
+
+def is_settled(config: EngineConfig) -> bool:
+    """Whether the user chose everything that a measurement would."""
+    return (
+        (config.partition != "auto" or config.pp_size == 1)
+        and config.num_micro_batches is not None
+        and config.max_prefill_tokens is not None
+    )
+
+
+def shares_host(ready: Sequence[StageReady], devices: Sequence[DeviceInfo]) -> bool:
+    """Whether all stages compute on the cores of one host."""
+    return all(
+        device.name == "cpu" and stage.local_size == len(ready)
+        for stage, device in zip(ready, devices, strict=True)
+    )
+
+
+def average(costs: Sequence[StepCosts]) -> StepCosts:
+    """One table out of several that differ by chance; rows that not all of them have are left out.
+
+    Every table has the first rows.
+    """
+
+    def mean(tables: Sequence[Points]) -> Points:
+        found = [dict(table) for table in tables]
+        common = [rows for rows, _ in tables[0] if all(rows in table for table in found)]
+        return tuple((rows, fmean(table[rows] for table in found)) for rows in common)
+
+    return StepCosts(
+        threads=costs[0].threads,
+        decode=mean([c.decode for c in costs]),
+        prefill=mean([c.prefill for c in costs]),
+        head=mean([c.head for c in costs]),
+        embed=mean([c.embed for c in costs]),
+        prepare=mean([c.prepare for c in costs]),
+    )
+
+
+def _shape(model: ModelConfig) -> ModelConfig:
+    """The model without what makes no difference to the time of a step."""
+    return msgspec.structs.replace(
+        model,
+        architecture="",
+        rms_norm_eps=0.0,
+        eos_token_ids=(),
+        bos_token_id=None,
+        pad_token_id=None,
+        tie_word_embeddings=False,
+        dtype="",
+    )

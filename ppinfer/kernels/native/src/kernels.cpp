@@ -1,0 +1,68 @@
+// The entry points: plain C, called through ctypes. Each shares its rows out over `threads` threads.
+#include "attention.h"
+#include "rows.h"
+#include <omp.h>
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+// As many threads as have something worth waking them for.
+INLINE int useful(int threads, double operations) {
+  const int most = 1 + (int)(operations / 20000);
+  return threads < most ? threads : most;
+}
+
+template <class T>
+static void attention(const Step &s, const Layer &layer, typename T::Element *q, typename T::Element *k,
+                      const typename T::Element *v, long stride, const typename T::Element *cos,
+                      const typename T::Element *sin, typename T::Element *k_pool, typename T::Element *v_pool,
+                      typename T::Element *out, int threads) {
+  const word *keys = (const word *)k_pool, *values = (const word *)v_pool;
+#pragma omp parallel num_threads(threads)
+  {
+    const int thread = omp_get_thread_num(), count = omp_get_num_threads();
+    const long tokens = s.num_tokens;
+    if (k) {
+      store_tokens(s, layer, cos ? q : nullptr, k, v, stride, cos, sin, k_pool, v_pool,
+                   (int)(tokens * thread / count), (int)(tokens * (thread + 1) / count));
+#pragma omp barrier
+    }
+    if (out) attend<T>(s, layer.window, q, stride, keys, values, out, thread, count);
+  }
+}
+
+// Rotates (where cos is given), stores (where k is) and attends (where out is). q, k and v are rows
+// of heads, `stride` elements from token to token; out is (tokens, heads, head_dim).
+EXPORT void ppinfer_attention(int is_bf16, const Step *s, const Layer *layer, void *q, void *k, void *v, long stride,
+                              void *cos, void *sin, void *k_pool, void *v_pool, void *out, int threads) {
+  if (is_bf16)
+    attention<Bf16>(*s, *layer, (bf16 *)q, (bf16 *)k, (bf16 *)v, stride, (bf16 *)cos, (bf16 *)sin, (bf16 *)k_pool,
+                    (bf16 *)v_pool, (bf16 *)out, threads);
+  else
+    attention<Fp32>(*s, *layer, (float *)q, (float *)k, (float *)v, stride, (float *)cos, (float *)sin,
+                    (float *)k_pool, (float *)v_pool, (float *)out, threads);
+}
+
+// Adds `addend` to x where there is one; out becomes the norm of x. All (rows, size).
+EXPORT void ppinfer_norm(int is_bf16, void *x, void *addend, void *weight, void *out, long rows, int size, float eps,
+                         int threads) {
+  threads = useful(threads, (double)rows * size);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    const long thread = omp_get_thread_num(), count = omp_get_num_threads();
+    const long first = rows * thread / count, last = rows * (thread + 1) / count;
+    if (is_bf16) norm_rows((bf16 *)x, (bf16 *)addend, (bf16 *)weight, (bf16 *)out, first, last, size, eps);
+    else norm_rows((float *)x, (float *)addend, (float *)weight, (float *)out, first, last, size, eps);
+  }
+}
+
+// (rows, 2 * inner) to (rows, inner).
+EXPORT void ppinfer_gate(int is_bf16, void *gate_up, void *out, long rows, int inner, int threads) {
+  threads = useful(threads, (double)rows * inner * 4);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    const long thread = omp_get_thread_num(), count = omp_get_num_threads();
+    const long first = rows * thread / count, last = rows * (thread + 1) / count;
+    if (is_bf16) gate_rows((bf16 *)gate_up, (bf16 *)out, first, last, inner);
+    else gate_rows((float *)gate_up, (float *)out, first, last, inner);
+  }
+}

@@ -1,0 +1,293 @@
+"""What a step costs on this stage, measured before the model is cut.
+
+The real layers, cache and sampler with made-up weights, a few layers of them: enough that every
+step finds its weights in memory and not in a processor's cache, as in a run. What would take too
+long is left out; whoever reads the tables goes on in proportion.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ppinfer.kernels.attention import AttentionBatch
+from ppinfer.kernels.heap import returning_freed_memory
+from ppinfer.messages import (
+    Message,
+    NewSequence,
+    Points,
+    ProfileRequest,
+    StageTensors,
+    StepCosts,
+)
+from ppinfer.models.config import ModelConfig
+from ppinfer.models.decoder import StageModel
+from ppinfer.sampling import SamplingParams
+from ppinfer.stage.device import TORCH_DTYPES, free_bytes
+from ppinfer.stage.kv_cache import KVCache, block_bytes
+from ppinfer.stage.sampler import Sampler
+
+_LAYER_BYTES, _HEAD_BYTES, _CACHE_BYTES = 96 << 20, 128 << 20, 64 << 20
+"""Layers and KV cache are each repeated up to so many bytes, and a larger head is measured in part:
+more than a processor caches, and quickly made."""
+
+_CONTEXT = 250
+"""Tokens that each decoding sequence has already."""
+
+_CHUNKS = (128, 512, 1024)
+_HEAD_ROWS = (1, 4, 16, 64)
+_EMBED_ROWS = (1, 32, 512)
+
+_MEMORY_SHARE = 0.5
+"""Part of the free memory that may serve a measurement."""
+
+_FEWEST_SAMPLES, _MOST_SAMPLES, _ENOUGH_SECONDS = 2, 7, 0.012
+_LONG_SECONDS = 0.2
+"""A first run that takes longer is the measurement itself."""
+
+_SURE_POINTS = 2
+"""Points of a curve that are measured whatever the time."""
+
+
+class Profiler:
+    """Holds the made-up weights; ``measure`` may be called for several numbers of threads."""
+
+    def __init__(self, request: ProfileRequest) -> None:
+        config = msgspec.msgpack.decode(request.model, type=ModelConfig)
+        self._config = config
+        self._device, self._dtype = torch.device(request.device), TORCH_DTYPES[request.dtype]
+        self._block_size = request.block_size
+        size = self._dtype.itemsize
+        most = _HEAD_BYTES // (config.hidden_size * size)
+        self._vocab_size = min(config.vocab_size, max(most, 1))
+        self._num_layers = min(
+            config.num_layers, -(-_LAYER_BYTES // (config.layer_parameters * size))
+        )
+        self._group = min(2, self._num_layers)  # what is done once a step weighs less than in one
+        self._context = min(_CONTEXT, config.max_position - 1)
+        self._num_blocks = self._count_blocks(request.max_rows)
+        self._turns: Iterator[tuple[StageModel, KVCache]] = iter(())
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that ``load`` and ``measure`` take, about."""
+        head = self._vocab_size * self._config.hidden_size
+        weights = self._num_layers * self._config.layer_parameters + 2 * head
+        return weights * self._dtype.itemsize + self._num_layers * self._cache_bytes
+
+    def load(self) -> None:
+        """Make the weights up."""
+        count = -(-self._num_layers // self._group)
+        models = [self._model(is_last=i == 0) for i in range(count)]
+        self._last = models[0]
+        self._turns = itertools.cycle([(model, self._cache()) for model in models])
+
+    @torch.inference_mode()
+    def measure(self, threads: int, max_rows: int, seconds: float) -> StepCosts:
+        """What a step's parts take, up to ``max_rows`` sequences, in about so many seconds."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        config, group = self._config, self._group
+        rows = [2**i for i in range(max(max_rows - 1, 1).bit_length() + 1)]
+        chunks = [chunk for chunk in _CHUNKS if chunk < config.max_position] or [1]
+        try:
+            return StepCosts(
+                threads=threads,
+                decode=self._curve(rows, self._decode, group, 0.4 * seconds),
+                prefill=self._curve(chunks, self._prefill, group, 0.4 * seconds),
+                head=self._curve(
+                    [n for n in _HEAD_ROWS if n <= rows[-1]],
+                    self._head,
+                    self._vocab_size / config.vocab_size,
+                    0.2 * seconds,
+                ),
+                embed=self._curve(_EMBED_ROWS, self._embed, 1, seconds),
+                prepare=self._curve(rows, self._prepare, 1, seconds),
+            )
+        finally:
+            torch.set_num_threads(before)
+
+    # ------------------------------------------------------------ the parts
+
+    def _decode(self, rows: int) -> Callable[[], object]:
+        return self._layers(self._decode_batch(rows), rows)
+
+    def _prepare(self, rows: int) -> Callable[[], object]:
+        return lambda: self._decode_batch(rows)
+
+    def _prefill(self, tokens: int) -> Callable[[], object]:
+        return self._layers(self._batch([0], [tokens]), tokens)
+
+    def _layers(self, batch: AttentionBatch, num_tokens: int) -> Callable[[], object]:
+        """A step of the next few layers: those that the processor has not seen for longest."""
+        x = self._random(num_tokens, self._config.hidden_size)
+
+        def step() -> None:
+            model, cache = next(self._turns)
+            model.forward(x, batch, cache.layers)
+
+        return step
+
+    def _head(self, rows: int) -> Callable[[], object]:
+        x = self._random(rows, self._config.hidden_size)
+        sampler = Sampler(self._vocab_size, self._device)
+        for seq_id in range(rows):
+            sampler.add(NewSequence(seq_id, 1, SamplingParams()))
+        positions = [1] * rows
+        return lambda: sampler.sample(self._last.logits(x), range(rows), positions)
+
+    def _embed(self, rows: int) -> Callable[[], object]:
+        table = self._random(min(self._config.vocab_size, 4096), self._config.hidden_size)
+        ids = torch.randint(len(table), (rows,), device=self._device)
+        return lambda: functional.embedding(ids, table)
+
+    # ------------------------------------------------------------ time
+
+    def _curve(
+        self,
+        rows: Sequence[int],
+        part: Callable[[int], Callable[[], object]],
+        scale: float,
+        seconds: float,
+    ) -> Points:
+        """Times of ``part`` at these rows, as far as time allows; a run does it ``scale`` times."""
+        deadline = time.perf_counter() + seconds
+        points: list[tuple[int, float]] = []
+        for number in rows:
+            if len(points) >= _SURE_POINTS:
+                at_least = points[-1][1] * scale * (1 + _FEWEST_SAMPLES)
+                if time.perf_counter() + at_least > deadline:
+                    break
+            points.append((number, self._sample(part(number)) / scale))
+        return tuple(points)
+
+    def _sample(self, run: Callable[[], object]) -> float:
+        """The median of several runs, after one that makes ready what is made once."""
+        first = self._time(run)
+        if first > _LONG_SECONDS:
+            return first
+        samples: list[float] = []
+        while len(samples) < _FEWEST_SAMPLES or (
+            len(samples) < _MOST_SAMPLES and sum(samples) < _ENOUGH_SECONDS
+        ):
+            samples.append(self._time(run))
+        return statistics.median(samples)
+
+    def _time(self, run: Callable[[], object]) -> float:
+        started = time.perf_counter()
+        run()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter() - started
+
+    # ------------------------------------------------------------ what is measured
+
+    def _model(self, is_last: bool) -> StageModel:
+        """Layers out of the middle of a model, or its end with the head."""
+        last = 1 + self._group
+        total = last if is_last else last + 1
+        config = msgspec.structs.replace(
+            self._config,
+            num_layers=total,
+            windows=tuple(itertools.islice(itertools.cycle(self._config.windows), total)),
+            vocab_size=self._vocab_size,
+        )
+        model = StageModel(
+            config,
+            1,
+            last,
+            is_first=False,
+            is_last=is_last,
+            dtype=self._dtype,
+            device=self._device,
+        )
+        model.load(StageTensors((), (), dummy=True))
+        return model
+
+    def _count_blocks(self, max_rows: int) -> int:
+        """Enough for the largest step, or as many as are no longer cached by the processor."""
+        config = self._config
+        self._block_bytes = block_bytes(
+            1, config.num_kv_heads, self._block_size, config.head_dim, self._dtype
+        )
+        needed = max(max_rows * self._blocks_for(self._context + 1), self._blocks_for(_CHUNKS[-1]))
+        return min(needed, max(64, _CACHE_BYTES // (self._num_layers * self._block_bytes)))
+
+    def _blocks_for(self, tokens: int) -> int:
+        return -(-tokens // self._block_size)
+
+    @property
+    def _cache_bytes(self) -> int:
+        return self._num_blocks * self._block_bytes
+
+    def _cache(self) -> KVCache:
+        config = self._config
+        cache = KVCache(
+            num_layers=self._group,
+            num_blocks=self._num_blocks,
+            num_kv_heads=config.num_kv_heads,
+            block_size=self._block_size,
+            head_dim=config.head_dim,
+            dtype=self._dtype,
+            device=self._device,
+        )
+        for pools in cache.layers:
+            for pool in pools:
+                pool.fill_(0.5)  # pages that were never written would all be one
+        return cache
+
+    def _decode_batch(self, rows: int) -> AttentionBatch:
+        return self._batch([self._context] * rows, [1] * rows)
+
+    def _batch(self, starts: list[int], lengths: list[int]) -> AttentionBatch:
+        """A step; where its blocks exceed the cache, several sequences share them."""
+        blocks = itertools.cycle(range(self._num_blocks))
+        tables = [
+            list(itertools.islice(blocks, self._blocks_for(start + length)))
+            for start, length in zip(starts, lengths, strict=True)
+        ]
+        return AttentionBatch.build(
+            starts, lengths, tables, self._block_size, config=self._config, device=self._device
+        )
+
+    def _random(self, *shape: int) -> Tensor:
+        return torch.randn(shape).to(self._dtype).to(self._device)
+
+
+def answer_requests(
+    request: Message,
+    local_size: int,
+    answer: Callable[[StepCosts | None], None],
+    next_message: Callable[[], Message],
+) -> Message:
+    """Answer one request after the other; returns the first message that is none.
+
+    The answer is ``None`` where this stage's share of free memory has no room for a measurement.
+    Afterwards the memory goes back to the system, and does not count as the stage's.
+    """
+    assert isinstance(request, ProfileRequest)
+    profiler = Profiler(request)
+    fits = profiler.num_bytes <= _MEMORY_SHARE * free_bytes(
+        torch.device(request.device), local_size
+    )
+    if fits:
+        profiler.load()
+    message: Message = request
+    while isinstance(message, ProfileRequest):
+        wanted = (message.threads, message.max_rows, message.seconds)
+        answer(profiler.measure(*wanted) if fits else None)
+        message = next_message()
+    with returning_freed_memory():
+        del profiler
+    with suppress(OSError):  # Linux: forget the highest resident size so far
+        Path("/proc/self/clear_refs").write_text("5")
+    return message
