@@ -17,7 +17,7 @@ from ppinfer.kernels.linear import Linear
 from ppinfer.models.config import ModelConfig
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_SECONDS = 0.25
+_SECONDS = 0.15
 """How long one figure is measured, at least three repetitions."""
 _PRODUCT_SIZES = (1024, 2048)
 _MOST_WEIGHTS = 1 << 30

@@ -9,6 +9,11 @@ from typing import Any
 from ppinfer.bench.limits import Rates
 from ppinfer.bench.stats import Spread, paired_ratios
 
+_CPU_RESOLUTION = 0.5
+"""Seconds; processor time of shorter runs is known too coarsely."""
+_FOREIGN_CPU = 0.05
+"""Share of all cores that others may take."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -40,6 +45,12 @@ class Run:
     cached_tokens: int = 0
     other_cpu: float = 0.0
     stolen_cpu: float = 0.0
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether others took so much that it shows; of short runs that is not known."""
+        taken = self.other_cpu + self.stolen_cpu
+        return self.seconds > _CPU_RESOLUTION and taken > _FOREIGN_CPU
 
 
 @dataclass
@@ -114,6 +125,7 @@ class Comparison:
     """Cells of one model in one dtype, shape by shape, and what the machine can do at best.
 
     ``groups`` are the rows that took turns: all, unless they do not fit in memory together.
+    ``repeated_turns`` were done again because something else took the cores.
     """
 
     model: str
@@ -121,6 +133,7 @@ class Comparison:
     rates: Rates | None
     cells: list[Cell]
     groups: list[list[str]] = field(default_factory=list)
+    repeated_turns: int = 0
 
 
 def compare(cells: Sequence[Cell]) -> None:

@@ -27,7 +27,7 @@ class PipelineRunner:
             "startup": engine.startup_seconds,
             "loaded": [msgspec.structs.asdict(stage) for stage in engine.loaded],
             "notes": list(engine.notes),
-            "settings": dataclasses.asdict(engine.config),
+            "settings": msgspec.to_builtins(dataclasses.asdict(engine.config)),
         }
 
     def run(self, prompts: list[list[int]], new: int) -> dict[str, Any]:

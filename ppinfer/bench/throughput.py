@@ -71,7 +71,7 @@ def compare_rows(
     found.groups = [[row.name for row in group] for group in groups]
     for group in groups:
         with ExitStack() as stack:
-            team = _Team(grid, group, stack, notice)
+            team = _Team(grid, found, group, stack, notice)
             for shape in runnable:
                 team.measure(shape)
                 compare([grid.cells[shape, row] for row in rows])
@@ -155,30 +155,49 @@ class _Grid:
 class _Team:
     """The worker processes of some rows, brought up when first needed and again after a fall."""
 
-    def __init__(self, grid: _Grid, rows: Sequence[Row], stack: ExitStack, notice: Notice) -> None:
-        self._grid, self._rows, self._stack, self._notice = grid, rows, stack, notice
+    def __init__(
+        self,
+        grid: _Grid,
+        comparison: Comparison,
+        rows: Sequence[Row],
+        stack: ExitStack,
+        notice: Notice,
+    ) -> None:
+        self._grid, self._comparison = grid, comparison
+        self._rows, self._stack, self._notice = rows, stack, notice
         self._workers: dict[Row, tuple[Worker, dict[str, Any]]] = {}
 
     def measure(self, shape: Shape) -> None:
-        """A warm-up each, then the counted runs in turns."""
+        """A warm-up each, then the counted turns; a disturbed turn is done again, a few times."""
+        cells, protocol = self._grid.cells, self._grid.protocol
+        for row, run in self._turn(shape, 0).items():
+            seconds = run.seconds * protocol.repeats
+            if seconds > protocol.max_cell_seconds:
+                cells[shape, row].status, cells[shape, row].why = "skipped", f"~{seconds:.0f} s"
+        counted = again = 0
+        while counted < protocol.repeats:
+            runs = self._turn(shape, counted + again + 1)
+            if again < protocol.repeats and any(run.is_disturbed for run in runs.values()):
+                again += 1
+                continue
+            counted += 1
+            for row, run in runs.items():
+                cells[shape, row].runs.append(run)
+        self._comparison.repeated_turns += again
+
+    def _turn(self, shape: Shape, turn: int) -> dict[Row, Run]:
+        """One run of each row whose cell is open; those that failed are missing."""
         grid = self._grid
-        protocol, done = grid.protocol, 0
         rows = [row for row in self._rows if grid.open(shape, row)]
         label = f"{grid.subject.name} {grid.dtype} {shape}"
-        for turn in range(protocol.repeats + 1):
-            for row in rows:
-                self._notice(f"{label}: {row.name}", done, len(rows) * (protocol.repeats + 1))
-                done += 1
-                if not grid.open(shape, row):
-                    continue
-                run = self._run(shape, row, turn)
-                if run is None:
-                    continue
-                if turn:
-                    grid.cells[shape, row].runs.append(run)
-                elif run.seconds * protocol.repeats > protocol.max_cell_seconds:
-                    cell = grid.cells[shape, row]
-                    cell.status, cell.why = "skipped", f"~{run.seconds * protocol.repeats:.0f} s"
+        runs = {}
+        for index, row in enumerate(rows):
+            done = min(turn, grid.protocol.repeats) * len(rows) + index
+            self._notice(f"{label}: {row.name}", done, len(rows) * (grid.protocol.repeats + 1))
+            run = self._run(shape, row, turn) if grid.open(shape, row) else None
+            if run is not None:
+                runs[row] = run
+        return runs
 
     def _run(self, shape: Shape, row: Row, turn: int) -> Run | None:
         """One run; a failure is written into the cell, and the worker is given up."""

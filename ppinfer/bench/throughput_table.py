@@ -7,11 +7,6 @@ from collections.abc import Callable, Sequence
 from ppinfer.bench.records import Cell, Comparison
 from ppinfer.bench.tables import Table, megabytes, number, percent, with_range
 
-_CPU_RESOLUTION = 0.5
-"""Seconds; processor time of shorter runs is known too coarsely."""
-_FOREIGN_CPU = 0.05
-"""Share of all cores; above it a run was disturbed enough to say so."""
-
 
 def tables(comparisons: Sequence[Comparison]) -> list[Table]:
     found = []
@@ -133,12 +128,17 @@ def _notes(comparison: Comparison) -> list[str]:
     for row in dict.fromkeys(cell.row for cell in comparison.cells):
         said = [choice(c) for c in comparison.cells if c.row == row and c.is_ok and not c.is_hf]
         notes += [f"{row}: {text}" for text in dict.fromkeys(said)]
-    runs = [r for cell in comparison.cells for r in cell.runs if r.seconds > _CPU_RESOLUTION]
-    disturbed = [run for run in runs if run.other_cpu + run.stolen_cpu > _FOREIGN_CPU]
+    if comparison.repeated_turns:
+        notes.append(
+            f"{comparison.repeated_turns} turns were done again, because other processes or the "
+            "hypervisor took more than 5% of the cores meanwhile."
+        )
+    runs = [run for cell in comparison.cells for run in cell.runs]
+    disturbed = [run for run in runs if run.is_disturbed]
     if disturbed:
         most = max(run.other_cpu + run.stolen_cpu for run in disturbed)
         notes.append(
-            f"{len(disturbed)} of {len(runs)} runs were disturbed: other processes or the "
+            f"{len(disturbed)} of {len(runs)} counted runs were disturbed: other processes or the "
             f"hypervisor took up to {most:.0%} of the cores."
         )
     if any(run.cached_tokens for run in runs):

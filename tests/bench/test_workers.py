@@ -9,10 +9,12 @@ import time
 import pytest
 from support.processes import is_running
 
-from ppinfer.bench.cases import Shape, rows_of
+from ppinfer.bench import throughput
+from ppinfer.bench.cases import Row, Shape, rows_of
 from ppinfer.bench.comm import best, measure_comm, verdict
+from ppinfer.bench.limits import Rates
 from ppinfer.bench.named import opened
-from ppinfer.bench.records import Comparison
+from ppinfer.bench.records import Comparison, Run
 from ppinfer.bench.remote import Worker, WorkerFailed
 from ppinfer.bench.throughput import Protocol, compare_rows
 from ppinfer.bench.worker import is_out_of_memory
@@ -20,6 +22,7 @@ from ppinfer.errors import CapacityError, CheckpointError
 
 pytestmark = pytest.mark.slow
 SHAPES = [Shape(3, 8, 4), Shape(1, 8, 4)]
+ROWS = rows_of((1, 2))
 TIMEOUT = 60.0
 
 
@@ -27,10 +30,9 @@ def silent(event: str, done: float, total: float) -> None:
     pass
 
 
-def compare(dtype: str, protocol: Protocol) -> Comparison:
+def compare(dtype: str, protocol: Protocol, rows: tuple[Row, ...] = ROWS) -> Comparison:
     with opened("toy") as subject:
-        found = list(compare_rows(subject, dtype, SHAPES, rows_of((1, 2)), protocol, silent))
-    return found[-1]
+        return list(compare_rows(subject, dtype, SHAPES, rows, protocol, silent))[-1]
 
 
 def test_every_row_is_measured_at_every_shape() -> None:
@@ -58,8 +60,9 @@ def test_cells_that_would_take_too_long_are_skipped_before_anything_loads() -> N
 
 
 def test_too_little_memory_is_a_cell_and_not_a_crash() -> None:
-    found = compare("fp32", Protocol(repeats=1, memory_limit=400 << 20, ceiling=False))
-    assert [cell.status for cell in found.cells] == ["oom"] * 6, [cell.why for cell in found.cells]
+    protocol = Protocol(repeats=1, memory_limit=400 << 20, ceiling=False)
+    found = compare("fp32", protocol, rows_of((1,)))
+    assert [cell.status for cell in found.cells] == ["oom"] * 4, [cell.why for cell in found.cells]
 
 
 def test_out_of_memory_has_many_names() -> None:
@@ -106,10 +109,24 @@ def test_transports_carry_the_moment_of_sending() -> None:
 def test_rows_that_do_not_fit_together_take_turns_in_groups(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from ppinfer.bench import throughput
+    monkeypatch.setattr(throughput, "available_bytes", lambda: 1_000 << 20)
+    found = compare("fp32", Protocol(repeats=1, ceiling=False), rows_of((1, 2), hf=False))
+    assert found.groups == [["1 process"], ["2 stages"]]
+    assert [cell.status for cell in found.cells] == ["ok"] * 4
 
-    monkeypatch.setattr(throughput, "available_bytes", lambda: 1_600 << 20)
-    found = compare("fp32", Protocol(repeats=1, ceiling=False))
-    assert found.groups == [["HF generate", "1 process"], ["2 stages"]]
-    assert [cell.status for cell in found.cells] == ["ok"] * 6
-    assert all(cell.ratios for cell in found.cells if not cell.is_hf)
+
+def test_a_disturbed_turn_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    disturbed = iter([False, True, False, False])  # the warm-up, and three turns
+
+    def turn(self: object, shape: Shape, number: int) -> dict[Row, Run]:
+        other = 0.3 if next(disturbed) else 0.0
+        return {Row(1): Run(1.0, 0.5, 0.5, 3, 0.1, 0.1, other_cpu=other)}
+
+    monkeypatch.setattr(throughput._Team, "_turn", turn)
+    monkeypatch.setattr(throughput, "measure_rates", lambda model, dtype: Rates(1e10, 1e12))
+    with opened("toy") as subject:
+        protocol = Protocol(repeats=2, ceiling=False)
+        rows, shapes = [Row(1)], [Shape(1, 8, 4)]
+        (*_, found) = compare_rows(subject, "fp32", shapes, rows, protocol, silent)
+    assert found.repeated_turns == 1
+    assert [run.other_cpu for run in found.cells[0].runs] == [0.0, 0.0]
