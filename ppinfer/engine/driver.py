@@ -12,13 +12,13 @@ import os
 import queue
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ppinfer.engine.live import LiveRequest
+from ppinfer.engine.live import Item, LiveRequest, Sink
 from ppinfer.engine.report import EngineReport, StageLayout
 from ppinfer.engine.supervisor import Supervisor
 from ppinfer.engine.tracing import Tracer
@@ -26,7 +26,7 @@ from ppinfer.engine.window import Meter
 from ppinfer.errors import EngineClosedError, PPInferError, StageError
 from ppinfer.messages import StageStats, StageTrace, StatsRequest, StepResult
 from ppinfer.schedule.generate import GenerateSchedule
-from ppinfer.schedule.micro_batch import MicroBatchManager
+from ppinfer.schedule.micro_batch import MicroBatchManager, TokenUpdate
 from ppinfer.trace.clock import DriverActivity
 from ppinfer.trace.model import Trace
 
@@ -62,6 +62,7 @@ class Driver:
         self._layouts = layouts
         self._timeout = timeout
         self._live: dict[int, LiveRequest] = {}
+        self._undelivered: list[TokenUpdate] = []
         self._notes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._outstanding: deque[_Outstanding] = deque()
         self._tracer = Tracer(layouts, supervisor.broadcast)
@@ -169,6 +170,9 @@ class Driver:
                 while not self._notes.empty():
                     self._notes.get()()
                 self._fill()
+                self._deliver()
+                if not self._manager.has_unfinished:
+                    self._meter.end()
         except PPInferError as error:
             self._failure = error
         except BaseException as error:  # a panic of a native library is no Exception
@@ -180,7 +184,7 @@ class Driver:
             self._meter.fail(_fresh(reason))
             self._tracer.fail(_fresh(reason))
             for live in self._live.values():
-                live.sink.put(_fresh(reason))
+                live.sink.put([_fresh(reason)])
             self._live.clear()
 
     def _fill(self) -> None:
@@ -195,8 +199,6 @@ class Driver:
                 self._meter.begin().cached_tokens += cached
             self._outstanding.append(_Outstanding(plan.step_id, time.monotonic()))
             self._clock.enter(DriverActivity.PLAN)
-        if not self._manager.has_unfinished:
-            self._meter.end()
 
     def _commit(self, result: StepResult) -> None:
         updates = self._manager.commit(result)
@@ -206,19 +208,32 @@ class Driver:
             self._outstanding[0].since = time.monotonic()
         if updates:  # a step of aborted sequences belongs to no run
             self._meter.begin().count_tokens(len(updates))
+            self._undelivered += updates
+
+    def _deliver(self) -> None:
+        """Make text of what was committed, once the pipeline is full again."""
+        if not self._undelivered:
+            return
+        self._clock.enter(DriverActivity.DELIVER)
+        updates, self._undelivered = self._undelivered, []
+        items: defaultdict[Sink, list[Item]] = defaultdict(list)
         for sampled, reason in updates:
-            live = self._live[sampled.seq_id]
+            live = self._live.get(sampled.seq_id)
+            if live is None:  # it ended with an earlier token of these
+                continue
             try:
                 delta = live.advance(sampled, reason)
             except Exception as error:  # it is this request's alone
                 self._drop([sampled.seq_id])
-                live.sink.put(_no_text(error))
+                items[live.sink].append(_no_text(error))
                 continue
             if delta.finish_reason is not None:
                 if reason is None:
                     self._manager.finish(sampled.seq_id, delta.finish_reason)
                 del self._live[sampled.seq_id]
-            live.sink.put(delta)
+            items[live.sink].append(delta)
+        for sink, batch in items.items():
+            sink.put(batch)
 
     def _patience(self) -> float | None:
         """Seconds until the oldest answer is overdue; ``None`` while none is awaited.
@@ -251,7 +266,7 @@ class Driver:
             try:
                 self._manager.add(live.request)
             except PPInferError as error:
-                live.sink.put(error)
+                live.sink.put([error])
                 continue
             self._live[live.request.seq_id] = live
             self._meter.begin().prompt_tokens += len(live.request.prompt_token_ids)

@@ -100,10 +100,10 @@ class StageModel:
         return x.add_(pending)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """``(R, E)`` of the last layer's stream to fp32 ``(R, V)``; last stage only.
+        """``(R, E)`` of the last layer's stream to ``(R, V)``; last stage only.
 
-        They are computed in the model's dtype, as in ``transformers``.
+        They are in the model's dtype, as in ``transformers``.
         """
         assert self._norm is not None
         assert self._head is not None
-        return self._head(self._norm(hidden)).float()
+        return self._head(self._norm(hidden))

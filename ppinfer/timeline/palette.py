@@ -16,6 +16,7 @@ ACTIVITIES = {
     "send": "#EDD94C",
     "plan": "#7F5B45",
     "commit": "#BC8F76",
+    "deliver": "#A98467",
     "admit": "#5E5653",
     "read": "#D0B9AC",
     "wait": "#FFFFFF",

@@ -33,9 +33,10 @@ class Activity(IntEnum):
 class DriverActivity(IntEnum):
     WAIT = 0  # for results and requests
     READ = 1  # messages taken in and decoded
-    COMMIT = 2  # results: tokens appended, text made, blocks freed
+    COMMIT = 2  # results: tokens appended, blocks freed
     ADMIT = 3  # requests taken in or dropped, questions answered
     PLAN = 4  # steps put together and sent to the stages
+    DELIVER = 5  # text made and handed to who asked for it
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ WORK = ("compute", "sample", "prepare")
 WAITS = ("wait_plan", "wait_input", "send")
 """Activities of a stage: those that are its work, and those in which it waits for others."""
 
-DRIVER_WORK = ("read", "commit", "admit", "plan")
+DRIVER_WORK = ("read", "commit", "admit", "plan", "deliver")
 
 
 class Span(NamedTuple):

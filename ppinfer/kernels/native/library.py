@@ -62,6 +62,7 @@ class Kernels:
     attention: Any
     norm: Any
     gate: Any
+    argmax: Any
     read: Any
     linear: Any
 
@@ -144,7 +145,9 @@ def load(path: paths.KernelPath) -> Kernels:
     ]  # fmt: skip
     norm.argtypes = [integer, *([pointer] * 4), c_long, integer, c_float, integer]
     gate.argtypes = [integer, pointer, pointer, c_long, integer, integer]
-    for function in (attention, norm, gate):
+    argmax = library.ppinfer_argmax
+    argmax.argtypes = [integer, pointer, pointer, c_long, c_long, integer]
+    for function in (attention, norm, gate, argmax):
         function.restype = None
     read = library.ppinfer_read
     read.argtypes, read.restype = [pointer, c_long, integer], c_float
@@ -154,4 +157,4 @@ def load(path: paths.KernelPath) -> Kernels:
         linear.restype = None
     if not library.ppinfer_begin():
         raise build.BuildError(f"the operating system does not allow {path.name}")
-    return Kernels(path.name, file, attention, norm, gate, read, linear)
+    return Kernels(path.name, file, attention, norm, gate, argmax, read, linear)

@@ -1,4 +1,5 @@
 // The entry points: plain C, called through ctypes. Each shares its rows out over `threads` threads.
+#include "argmax.h"
 #include "attention.h"
 #include "rows.h"
 #if defined(PPINFER_AMX)
@@ -93,6 +94,14 @@ EXPORT void ppinfer_linear(void *x, void *panels, void *bias, void *out, long ro
   }
 }
 #endif
+
+// The index of each row's greatest element, -1 where there is a NaN.
+EXPORT void ppinfer_argmax(int is_bf16, const void *x, int32_t *out, long rows, long size, int threads) {
+  threads = useful(threads, (double)rows * size);
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (long row = 0; row < rows; row++)
+    out[row] = is_bf16 ? argmax((const uint16_t *)x + row * size, size) : argmax((const float *)x + row * size, size);
+}
 
 // A plain read of `size` floats, for comparison.
 EXPORT float ppinfer_read(const float *data, long size, int threads) {
