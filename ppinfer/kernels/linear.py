@@ -56,6 +56,16 @@ class Linear:
             return self._pointwise(torch.cat((x_ti, x_ti)))[:1]
         return self._pointwise(x_ti)
 
+    @property
+    def is_native(self) -> bool:
+        """Whether a native kernel may compute with it, without padding its input."""
+        return self._kernels is not None and self.in_features % 32 == 0
+
+    @property
+    def addresses(self) -> tuple[int, int]:
+        """Of weight and bias, 0 without one; they stay as long as this layer does."""
+        return self._weight.data_ptr(), 0 if self._bias is None else self._bias.data_ptr()
+
     def shares(self, weight: Tensor | None) -> bool:
         """Whether this layer computes with the very memory of ``weight``."""
         return weight is not None and self._weight is weight

@@ -19,6 +19,7 @@ from ppinfer.kernels.batch import AttentionBatch
 from ppinfer.kernels.linear import Linear
 from ppinfer.kernels.native import library
 from ppinfer.kernels.ops import Buffers, ops_for_step
+from ppinfer.kernels.stack import LayerStack, fits
 from ppinfer.messages import StageTensors
 from ppinfer.models.config import ModelConfig
 from ppinfer.models.layers import DecoderLayer, RMSNorm
@@ -56,8 +57,9 @@ class StageModel:
         self.dtype, self.device = dtype, device
         self.weight_bytes = 0
         self._rotary = RotaryTable(config.rope, config.head_dim, dtype, device)
-        kernels = library.active_for(device, dtype, config.head_dim)
-        self._buffers = None if kernels is None else Buffers(dtype)
+        self._kernels = library.active_for(device, dtype, config.head_dim)
+        self._buffers = None if self._kernels is None else Buffers(dtype)
+        self._stack: tuple[Sequence[tuple[Tensor, Tensor]], LayerStack | None] | None = None
         self._embedding: Tensor | None = None
         self._layers: list[DecoderLayer] = []
         self._norm: RMSNorm | None = None
@@ -92,12 +94,26 @@ class StageModel:
         """
         # The layers add to the stream in place.
         x = x.clone() if self._embedding is None else functional.embedding(x, self._embedding)
+        stack = self._stack_on(cache)
+        if stack is not None:
+            return stack(x, batch, self._rotary)
         ops = ops_for_step(batch, self._rotary, self._buffers, self.dtype)
         pending: Tensor | None = None
         for layer, pools in zip(self._layers, cache, strict=True):
             pending = layer(x, pending, ops, pools)
         assert pending is not None
         return x.add_(pending)
+
+    def _stack_on(self, cache: Sequence[tuple[Tensor, Tensor]]) -> LayerStack | None:
+        """All layers as one native call on this cache, where that can be had."""
+        if self._stack is None or self._stack[0] is not cache:
+            stack = None
+            parts = [layer.parts for layer in self._layers]
+            if self._kernels is not None and self._buffers is not None:
+                if fits(self._kernels, parts):
+                    stack = LayerStack(self._kernels, parts, cache, self._buffers)
+            self._stack = cache, stack
+        return self._stack[1]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``(R, E)`` of the last layer's stream to ``(R, V)``; last stage only.

@@ -10,6 +10,7 @@ from torch import Tensor
 from ppinfer.kernels.elementwise import rms_norm
 from ppinfer.kernels.linear import Linear
 from ppinfer.kernels.ops import AttentionLayer, Ops
+from ppinfer.kernels.stack import LayerParts
 
 
 class RMSNorm:
@@ -38,8 +39,8 @@ class Attention:
         q_norm: RMSNorm | None = None,
         k_norm: RMSNorm | None = None,
     ) -> None:
-        self._qkv, self._out = qkv, out
-        self._layer = AttentionLayer(
+        self.qkv, self.out = qkv, out
+        self.layer = AttentionLayer(
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
@@ -52,18 +53,18 @@ class Attention:
         self.nbytes = qkv.nbytes + out.nbytes + sum(norms)
 
     def __call__(self, x_te: Tensor, ops: Ops, cache: tuple[Tensor, Tensor]) -> Tensor:
-        return self._out(ops.attention(self._qkv(x_te), self._layer, cache))
+        return self.out(ops.attention(self.qkv(x_te), self.layer, cache))
 
 
 class GatedMLP:
     """``down(silu(gate(x)) * up(x))``; gate and up come from one matrix."""
 
     def __init__(self, gate_up: Linear, down: Linear) -> None:
-        self._gate_up, self._down = gate_up, down
+        self.gate_up, self.down = gate_up, down
         self.nbytes = gate_up.nbytes + down.nbytes
 
     def __call__(self, x_te: Tensor, ops: Ops) -> Tensor:
-        return self._down(ops.gated_silu(self._gate_up(x_te)))
+        return self.down(ops.gated_silu(self.gate_up(x_te)))
 
 
 class DecoderLayer:
@@ -75,6 +76,20 @@ class DecoderLayer:
         self._attn_norm, self._attention = attn_norm, attention
         self._mlp_norm, self._mlp = mlp_norm, mlp
         self.nbytes = attn_norm.nbytes + attention.nbytes + mlp_norm.nbytes + mlp.nbytes
+
+    @property
+    def parts(self) -> LayerParts:
+        assert self._attn_norm.eps == self._mlp_norm.eps
+        return LayerParts(
+            attn_norm=self._attn_norm.weight,
+            qkv=self._attention.qkv,
+            attention=self._attention.layer,
+            out=self._attention.out,
+            mlp_norm=self._mlp_norm.weight,
+            gate_up=self._mlp.gate_up,
+            down=self._mlp.down,
+            eps=self._attn_norm.eps,
+        )
 
     def __call__(
         self, x_te: Tensor, pending_te: Tensor | None, ops: Ops, cache: tuple[Tensor, Tensor]

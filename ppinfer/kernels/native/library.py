@@ -49,12 +49,47 @@ class LayerData(Structure):
     ]
 
 
+class ProductData(Structure):
+    """``Product`` of ``src/layers.h``."""
+
+    _fields_ = [("panels", c_void_p), ("bias", c_void_p)]
+
+
+class DecoderLayerData(Structure):
+    """``DecoderLayer`` of ``src/layers.h``."""
+
+    _fields_ = [
+        ("attn_norm", c_void_p),
+        ("mlp_norm", c_void_p),
+        *((name, ProductData) for name in ("qkv", "out", "gate_up", "down")),
+        ("k_pool", c_void_p),
+        ("v_pool", c_void_p),
+        ("attention", LayerData),
+        ("eps", c_float),
+        ("unused", c_int32),
+    ]
+
+
+class SizesData(Structure):
+    """``Sizes`` of ``src/layers.h``."""
+
+    _fields_ = [("hidden", c_int32), ("inner", c_int32)]
+
+
+class ScratchpadData(Structure):
+    """``Scratchpad`` of ``src/layers.h``."""
+
+    _fields_ = [
+        (name, c_void_p) for name in ("normed", "qkv", "mixed", "added", "gate_up", "gated")
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class Kernels:
     """The entry points of ``src/kernels.cpp``; pointers are integers, 0 where there is nothing.
 
     The first argument of most says whether elements are bf16 (else fp32), the last how many threads
-    may work. ``linear`` is there on the path ``amx`` only.
+    may work. ``linear`` and ``layers`` are there on the path ``amx`` only.
     """
 
     path: str
@@ -65,6 +100,7 @@ class Kernels:
     argmax: Any
     read: Any
     linear: Any
+    layers: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +191,13 @@ def load(path: paths.KernelPath) -> Kernels:
     if linear is not None:
         linear.argtypes = [*([pointer] * 4), *([c_long] * 3), integer]
         linear.restype = None
+    layers = getattr(library, "ppinfer_layers", None)
+    if layers is not None:
+        layers.argtypes = [
+            POINTER(StepData), POINTER(DecoderLayerData), integer, POINTER(SizesData),
+            POINTER(ScratchpadData), pointer, pointer, pointer, integer,
+        ]  # fmt: skip
+        layers.restype = None
     if not library.ppinfer_begin():
         raise build.BuildError(f"the operating system does not allow {path.name}")
-    return Kernels(path.name, file, attention, norm, gate, argmax, read, linear)
+    return Kernels(path.name, file, attention, norm, gate, argmax, read, linear, layers)

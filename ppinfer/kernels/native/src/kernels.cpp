@@ -3,7 +3,7 @@
 #include "attention.h"
 #include "rows.h"
 #if defined(PPINFER_AMX)
-#include "linear.h"
+#include "layers.h"
 #endif
 #include <omp.h>
 
@@ -85,12 +85,21 @@ EXPORT void ppinfer_gate(int is_bf16, void *gate_up, void *out, long rows, int i
 // is a multiple of 32.
 EXPORT void ppinfer_linear(void *x, void *panels, void *bias, void *out, long rows, long size, long outputs,
                            int threads) {
-  const long pairs = (outputs + 31) / 32;
 #pragma omp parallel num_threads(threads) if (threads > 1)
+  linear_share((bf16 *)x, (bf16 *)panels, (bf16 *)bias, (bf16 *)out, rows, size, outputs, omp_get_thread_num(),
+               omp_get_num_threads());
+}
+
+// The residual stream x (tokens, hidden) through all layers of a stage, in place.
+EXPORT void ppinfer_layers(const Step *s, const DecoderLayer *layers, int num_layers, const Sizes *sizes,
+                           const Scratchpad *pad, void *x, void *cos, void *sin, int threads) {
+  Barrier barrier;
+#pragma omp parallel num_threads(threads)
   {
-    const long thread = omp_get_thread_num(), count = omp_get_num_threads();
-    linear((bf16 *)x, (bf16 *)panels, (bf16 *)bias, (bf16 *)out, rows, size, outputs, pairs * thread / count,
-           pairs * (thread + 1) / count);
+#pragma omp single
+    barrier.count = omp_get_num_threads();
+    run_layers<Bf16>(*s, layers, num_layers, *sizes, *pad, (bf16 *)x, (bf16 *)cos, (bf16 *)sin, barrier,
+                     omp_get_thread_num(), omp_get_num_threads());
   }
 }
 #endif

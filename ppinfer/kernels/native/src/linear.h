@@ -92,3 +92,10 @@ static void linear(const bf16 *x, const bf16 *panels, const bf16 *bias, bf16 *ou
   }
   end_tiles();
 }
+
+// One of `count` threads' share of the outputs.
+static void linear_share(const bf16 *x, const bf16 *panels, const bf16 *bias, bf16 *out, long rows, long size,
+                         long outputs, int thread, int count) {
+  const long pairs = (outputs + 31) / 32;
+  linear(x, panels, bias, out, rows, size, outputs, pairs * thread / count, pairs * (thread + 1) / count);
+}

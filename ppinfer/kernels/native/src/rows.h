@@ -32,14 +32,20 @@ template <class E> INLINE void norm_row(const E *x, const E *weight, E *out, int
   }
 }
 
+template <class E> INLINE void add_row(E *x, const E *addend, int size) {
+  for (int i = 0; i < size; i += LANES)
+    store_up_to(x + i, load_up_to(x + i, size - i) + load_up_to(addend + i, size - i), size - i);
+}
+
+template <class E> static void add_rows(E *x, const E *addend, long first, long last, int size) {
+  for (long r = first; r < last; r++) add_row(x + r * size, addend + r * size, size);
+}
+
 template <class E>
 static void norm_rows(E *x, const E *addend, const E *weight, E *out, long first, long last, int size, float eps) {
   for (long r = first; r < last; r++) {
-    E *row = x + r * size;
-    if (addend)
-      for (int i = 0; i < size; i += LANES)
-        store_up_to(row + i, load_up_to(row + i, size - i) + load_up_to(addend + r * size + i, size - i), size - i);
-    norm_row(row, weight, out + r * size, size, eps);
+    if (addend) add_row(x + r * size, addend + r * size, size);
+    norm_row(x + r * size, weight, out + r * size, size, eps);
   }
 }
 
