@@ -66,10 +66,11 @@ class Row:
         largest = max(shape.batch for shape in shapes)
         longest = max(shape.prompt + shape.new for shape in shapes)
         settings: dict[str, Any] = {"pp_size": self.stages, "max_model_len": longest}
-        if self.micro_batches is None:
-            return settings | {"micro_batch_size": largest}
-        size = -(-largest // self.micro_batches)
-        return settings | {"micro_batch_size": size, "num_micro_batches": self.micro_batches}
+        size = -(-largest // (self.micro_batches or self.stages))
+        settings["micro_batch_size"] = size
+        if self.micro_batches is not None:
+            settings["num_micro_batches"] = self.micro_batches
+        return settings
 
 
 def parse_shapes(text: str) -> tuple[Shape, ...]:

@@ -8,7 +8,6 @@ there are fewer, of all: a transport that takes no time and no core would reach 
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from ppinfer.bench.remote import Worker, WorkerFailed
 from ppinfer.bench.stats import Spread
 from ppinfer.bench.tables import Table, number
 from ppinfer.bench.throughput import Notice
+from ppinfer.comm.ring_end import ring_of
 from ppinfer.config import COMMS
 
 TRANSPORTS = tuple(name for name in COMMS if name != "auto")
@@ -69,7 +69,7 @@ def measure_comm(
             rings = {}
             for comm in transports:
                 try:
-                    rings[comm] = _Ring(comm, stages, stack)
+                    rings[comm] = _Ring(comm, stages, max(sizes), stack)
                 except WorkerFailed as failure:
                     for size in sizes:
                         fresh[comm, size].why = str(failure)
@@ -82,21 +82,24 @@ def measure_comm(
 
 
 class _Ring:
-    """Stage processes joined by one transport, and a pipe back from the last to the first."""
+    """Stage processes joined by one transport."""
 
-    def __init__(self, comm: str, stages: int, stack: ExitStack) -> None:
-        self._pipe = os.pipe()
-        for fd in self._pipe:
-            stack.callback(os.close, fd)
+    def __init__(self, comm: str, stages: int, largest: int, stack: ExitStack) -> None:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ppinfer-bench-"))
-        self._workers = [
-            stack.enter_context(Worker("hop", threads=1, pass_fds=self._pipe))
-            for _ in range(stages)
-        ]
+        ends = ring_of(stages)
+        fds = [[*inbound.fds, *outbound.fds] for inbound, outbound in ends]
+        try:
+            self._workers = [
+                stack.enter_context(Worker("hop", threads=1, pass_fds=own)) for own in fds
+            ]
+        finally:
+            # Only the stages hold them now, so each sees the end of its neighbours.
+            for end in (end for pair in ends for end in pair):
+                end.close()
         for stage, worker in enumerate(self._workers):
             worker.send(
                 "open", stage=stage, stages=stages, comm=comm, store=f"file:{folder}/store",
-                timeout=_TIMEOUT,
+                timeout=_TIMEOUT, largest=largest, ring_fds=fds[stage],
             )  # fmt: skip
         for worker in self._workers:
             worker.receive(_TIMEOUT)
@@ -108,20 +111,18 @@ class _Ring:
             return
         try:
             for worker in self._workers:
-                worker.send(
-                    "hop", num_bytes=cell.num_bytes, messages=messages, products=products,
-                    done_read=self._pipe[0], done_write=self._pipe[1],
-                )  # fmt: skip
+                worker.send("hop", num_bytes=cell.num_bytes, messages=messages, products=products)
             answers = [worker.receive(_TIMEOUT) for worker in self._workers]
         except WorkerFailed as failure:
             cell.why = str(failure)
             return
-        took = answers[0]["seconds"]  # until the last message had passed the last stage
+        took = answers[0]["seconds"]  # until the last message had come back
         cell.efficiency.append(sum(a["computed"] for a in answers) / (took * busy))
         cell.rates.append(messages / took)
-        cell.delays.append(max(a["delay_p50"] for a in answers if a["delay_p50"] is not None))
-        cell.tails.append(max(a["delay_p99"] for a in answers if a["delay_p99"] is not None))
-        cell.sends.append(max(a["send_p50"] for a in answers if a["send_p50"] is not None))
+        hops = answers[1:]  # stage 0 gets the short messages that close the ring
+        cell.delays.append(max(a["delay_p50"] for a in hops))
+        cell.tails.append(max(a["delay_p99"] for a in hops))
+        cell.sends.append(max(a["send_p50"] for a in answers[:-1]))
 
 
 def best(cells: Sequence[HopCell], stages: int) -> str | None:

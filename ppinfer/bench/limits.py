@@ -10,7 +10,8 @@ operations (two a weight and row, four a visible position, query head and elemen
 rate of a large matrix product. So transfer and arithmetic overlap perfectly, within a step only.
 
 **The ceiling** replaces the linear layers' part by what the packed kernel takes for the model's own
-shapes, cycling over all its layers, at the rows of the step; attention is still at the physical
+shapes, cycling over all its layers, at the rows of the step (Python's share of a call left out, as
+measured on a tiny layer); attention is still at the physical
 limit, and everything else is free. The cores are arranged as is best for each step: all of them on
 one product, or each on a micro-batch and a share of the layers of its own, all at the same time
 (the head goes along). Prompts go in chunks of whichever measured size is fastest. No engine that

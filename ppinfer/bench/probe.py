@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ppinfer.kernels.linear import Linear
+from ppinfer.kernels.native import library
 from ppinfer.models.config import ModelConfig
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -59,7 +60,10 @@ class Probe:
         return {"scale": model.num_layers / parts / count}
 
     def linear(self, rows: int) -> dict[str, float]:
-        """Seconds of all prepared layers, and of the head, on ``rows`` rows."""
+        """Seconds of all prepared layers, and of the head, on ``rows`` rows.
+
+        What calling a layer from Python takes is left out: stages need not do so.
+        """
         assert self._head is not None
         inputs = {
             size: torch.randn(rows, size).to(self._dtype)
@@ -73,9 +77,11 @@ class Probe:
                         linear(inputs[linear.in_features])
 
             head, x_ti = self._head, torch.randn(rows, self._head.in_features).to(self._dtype)
+            call = call_seconds(self._dtype)
+            calls = sum(map(len, self._layers))
             return {
-                "layers": best_seconds(layers),
-                "head": best_seconds(lambda: head(x_ti)),
+                "layers": best_seconds(layers) - calls * call,
+                "head": best_seconds(lambda: head(x_ti)) - call,
             }
 
     def close(self) -> None:
@@ -92,6 +98,15 @@ def layer_matrices(model: ModelConfig) -> list[tuple[int, int]]:
     ]
 
 
+def call_seconds(dtype: torch.dtype) -> float:
+    """What a call of a linear layer takes beside its product: all of it, for a tiny one.
+
+    Its product takes a fraction of a microsecond, which is not worth more effort.
+    """
+    linear, x_ti = Linear(_weights(32, 32, dtype)), torch.zeros(2, 32, dtype=dtype)
+    return best_seconds(lambda: linear(x_ti))
+
+
 def read_bandwidth(num_bytes: int) -> float:
     """Bytes/s that all threads read, by the best of a few ways to read."""
     data = torch.ones(max(num_bytes // 8, 1 << 20), dtype=torch.int64)
@@ -101,7 +116,12 @@ def read_bandwidth(num_bytes: int) -> float:
     ways: Sequence[Callable[[], object]] = (
         data.sum, floats.sum, floats.max, lambda: torch.mv(matrix, vector),
     )  # fmt: skip
-    return max(data.nbytes / best_seconds(way) for way in ways)
+    best = max(data.nbytes / best_seconds(way) for way in ways)
+    kernels = library.active()
+    if kernels is not None:
+        address, count, threads = data.data_ptr(), len(floats), torch.get_num_threads()
+        best = max(best, data.nbytes / best_seconds(lambda: kernels.read(address, count, threads)))
+    return best
 
 
 def matrix_rate(dtype: torch.dtype) -> float:

@@ -50,6 +50,7 @@ class HFRunner:
         return {
             "seconds": time.perf_counter() - started,
             "notes": [],
+            "choices": [],
             "settings": {"threads": torch.get_num_threads(), "attention": "sdpa"},
         }
 

@@ -27,6 +27,7 @@ class PipelineRunner:
             "startup": engine.startup_seconds,
             "loaded": [msgspec.structs.asdict(stage) for stage in engine.loaded],
             "notes": list(engine.notes),
+            "choices": list(engine.choices),
             "settings": msgspec.to_builtins(dataclasses.asdict(engine.config)),
         }
 

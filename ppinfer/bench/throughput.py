@@ -242,6 +242,7 @@ class _Team:
             return False
         used = loaded["settings"]
         chosen = {name: used[name] for name in _CHOSEN if used.get(name) is not None}
-        chosen |= {"notes": loaded["notes"], "load_seconds": loaded["seconds"]}
+        chosen |= {"notes": loaded["notes"], "choices": loaded["choices"]}
+        chosen["load_seconds"] = loaded["seconds"]
         self._workers[row] = worker, chosen
         return True

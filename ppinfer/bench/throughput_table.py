@@ -7,6 +7,14 @@ from collections.abc import Callable, Sequence
 from ppinfer.bench.records import Cell, Comparison
 from ppinfer.bench.tables import Table, megabytes, number, percent, with_range
 
+_SETTINGS = {
+    "num_micro_batches": "{} micro-batches",
+    "micro_batch_size": "micro-batch size {}",
+    "max_prefill_tokens": "chunks of {} tokens",
+    "threads": "{} threads a stage",
+    "comm": "comm {}",
+}
+
 
 def tables(comparisons: Sequence[Comparison]) -> list[Table]:
     found = []
@@ -147,19 +155,12 @@ def _notes(comparison: Comparison) -> list[str]:
 
 
 def choice(cell: Cell) -> str:
-    """What the engine decided, in words."""
+    """What was asked of the engine and what it decided, in words."""
     chosen = cell.chosen
     words = []
     if chosen.get("layers"):
         words.append("layers " + "+".join(map(str, chosen["layers"])))
-    if chosen.get("num_micro_batches"):
-        words.append(f"{chosen['num_micro_batches']} micro-batches")
-    for key, name in (
-        ("micro_batch_size", "at most {} sequences a micro-batch"),
-        ("max_prefill_tokens", "chunks of {} tokens"),
-        ("threads", "{} threads a stage"),
-        ("comm", "comm {}"),
-    ):
+    for key, name in _SETTINGS.items():
         if chosen.get(key) is not None:
             words.append(name.format(chosen[key]))
-    return ", ".join(words) + "".join(f"; {note}" for note in chosen.get("notes", ()))
+    return "; ".join([", ".join(words), *chosen.get("choices", ()), *chosen.get("notes", ())])
