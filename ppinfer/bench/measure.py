@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import msgspec
 
 from ppinfer.bench.cases import Shape
 from ppinfer.bench.limits import Arrangement, Rates, physical_seconds, rows_to_measure
-from ppinfer.bench.procfs import cores
+from ppinfer.bench.procfs import FOREIGN_CPU, Reading, cores
 from ppinfer.bench.remote import Worker
 from ppinfer.models.config import ModelConfig
 
 ITEMSIZE = {"fp32": 4, "bf16": 2}
 _TIMEOUT = 300.0
+_ATTEMPTS = 4
 _LEAST_BYTES, _MOST_BYTES = 64 << 20, 1 << 30
 _SLACK = 2.0
 """How much longer than the physical limit a run is expected to take, before anything is known."""
@@ -31,7 +34,7 @@ def measure_rates(model: ModelConfig, dtype: str) -> Rates:
     """Bandwidth over a buffer of the model's size (64 MB to 1 GB), and the peak of products."""
     size = min(max(weight_bytes(model, dtype), _LEAST_BYTES), _MOST_BYTES)
     with Worker("probe", threads=cores()) as worker:
-        found = worker.ask("limits", _TIMEOUT, dtype=dtype, num_bytes=size, threads=cores())
+        found = _undisturbed([worker], "limits", dtype=dtype, num_bytes=size, threads=cores())[0]
     return Rates(found["bandwidth"], found["peak"])
 
 
@@ -61,13 +64,25 @@ def _measure_arrangement(
             )
         scale = max(worker.receive(_TIMEOUT)["scale"] for worker in workers)
         for rows in rows_to_measure(shapes, teams):
-            for worker in workers:
-                worker.send("linear", rows=rows)
-            answers = [worker.receive(_TIMEOUT) for worker in workers]
+            answers = _undisturbed(workers, "linear", rows=rows)
             # Every team's micro-batch passes every team's layers; heads are shared out alike.
             layers[rows] = max(answer["layers"] for answer in answers) * scale * teams
             head[rows] = max(answer["head"] for answer in answers)
     return Arrangement(teams, layers, head)
+
+
+def _undisturbed(workers: Sequence[Worker], do: str, **values: Any) -> list[dict[str, float]]:
+    """All workers' answers to one request, asked again while something else takes the cores."""
+    pids = [os.getpid(), *(worker.pid for worker in workers)]
+    answers: list[dict[str, float]] = []
+    for _ in range(_ATTEMPTS):
+        before = Reading.now(pids)
+        for worker in workers:
+            worker.send(do, **values)
+        answers = [worker.receive(_TIMEOUT) for worker in workers]
+        if sum(Reading.now(pids).shares_since(before)) <= FOREIGN_CPU:
+            break
+    return answers
 
 
 def estimate_seconds(

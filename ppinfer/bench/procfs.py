@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+FOREIGN_CPU = 0.05
+"""Share of all cores that others may take before a measurement counts as disturbed."""
 _TICKS = os.sysconf("SC_CLK_TCK")
 _RESET_PEAK = "5"  # see clear_refs in proc(5)
 

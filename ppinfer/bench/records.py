@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ppinfer.bench.limits import Rates
+from ppinfer.bench.procfs import FOREIGN_CPU
 from ppinfer.bench.stats import Spread, paired_ratios
 
 _CPU_RESOLUTION = 0.5
 """Seconds; processor time of shorter runs is known too coarsely."""
-_FOREIGN_CPU = 0.05
-"""Share of all cores that others may take."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Run:
     def is_disturbed(self) -> bool:
         """Whether others took so much that it shows; of short runs that is not known."""
         taken = self.other_cpu + self.stolen_cpu
-        return self.seconds > _CPU_RESOLUTION and taken > _FOREIGN_CPU
+        return self.seconds > _CPU_RESOLUTION and taken > FOREIGN_CPU
 
 
 @dataclass
