@@ -9,6 +9,7 @@ from typing import Any
 
 from ppinfer.errors import ConfigError
 
+HF_NAME = "HF generate"
 DTYPES = ("fp32", "bf16")
 _SEED = 20_240_601
 
@@ -57,7 +58,7 @@ class Row:
     @property
     def name(self) -> str:
         if self.is_hf:
-            return "HF generate"
+            return HF_NAME
         name = "1 process" if self.stages == 1 else f"{self.stages} stages"
         return name if self.micro_batches is None else f"{name}, {self.micro_batches} mb"
 

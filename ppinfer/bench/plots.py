@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ppinfer.bench.cases import HF_NAME
 from ppinfer.bench.files import replace_file
 from ppinfer.bench.records import Comparison
 from ppinfer.errors import ConfigError
@@ -38,6 +39,7 @@ class Panel:
     x_label: str
     y_label: str
     lines: Sequence[Line]
+    whole: bool = False  # only whole numbers along x
 
 
 def require_matplotlib() -> Any:
@@ -76,7 +78,8 @@ def plot_lines(panels: Sequence[Panel], path: Path) -> None:
     figure, axes = _axes(len(panels), width=5.6, height=4.0)
     for axis, panel in zip(axes, panels, strict=True):
         for index, line in enumerate(panel.lines):
-            color = _COLORS[(index + 1) % len(_COLORS)]
+            shift = 0 if panel.lines[0].name == HF_NAME else 1
+            color = _COLORS[(index + shift) % len(_COLORS)]
             axis.plot(line.xs, line.ys, marker="o", markersize=4, color=color, label=line.name)
             if line.lows:
                 axis.fill_between(line.xs, line.lows, line.highs, color=color, alpha=0.2, lw=0)
@@ -85,6 +88,8 @@ def plot_lines(panels: Sequence[Panel], path: Path) -> None:
         axis.set_ylabel(panel.y_label, fontsize=9)
         axis.set_ylim(bottom=0)
         axis.set_xlim(left=0)
+        if panel.whole:
+            axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(color=_LINES, linewidth=0.6)
         if len(panel.lines) > 1:
             axis.legend(frameon=False, fontsize=8)
@@ -113,8 +118,9 @@ def _bars(axis: Any, comparison: Comparison) -> None:
         axis.bar(x, rate.median, width * 0.92, color=color, label=label)
         axis.errorbar(x, rate.median, yerr=error, color=_INK, capsize=2, linewidth=0.8)
         text = f"{rate.median:.0f}" if cell.ratio is None else f"{cell.ratio.median:.1f}x"
-        axis.text(x, rate.high + highest * 0.012, text, ha="center", va="bottom", fontsize=7,
-                  color=_INK)  # fmt: skip
+        paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+        axis.text(x, rate.high + highest * 0.014, text, ha="center", va="bottom", fontsize=7,
+                  color=_INK, bbox=paper, zorder=3)  # fmt: skip
     for place, shape in enumerate(shapes):
         ceiling = next((c.ceiling for c in cells if c.shape == shape and c.ceiling), None)
         if ceiling is not None:

@@ -47,7 +47,7 @@ def panels(comparison: Comparison) -> list[Panel]:
             )
     shape = comparison.cells[0].shape
     title = f"{comparison.model}, {comparison.dtype}, {shape}"
-    return [Panel(title, "micro-batches", "output tokens/s", lines)]
+    return [Panel(title, "micro-batches", "output tokens/s", lines, whole=True)]
 
 
 def explain(comparison: Comparison) -> list[str]:
@@ -68,13 +68,15 @@ def explain(comparison: Comparison) -> list[str]:
 
 def _reasons(cell: Cell, top: Cell) -> list[str]:
     busy, count = cell.stage_median("busy"), cell.micro_batches
+    shown = " and ".join(map(percent, busy))
     reasons = []
     if count is not None and count < cell.stages:
-        reasons.append(f"{count} micro-batches cannot keep {cell.stages} stages busy at once")
+        noun = "micro-batch" if count == 1 else "micro-batches"
+        reasons.append(f"{count} {noun} cannot keep {cell.stages} stages busy at once")
     if busy and max(busy) - min(busy) > 0.1:
-        reasons.append(f"stages are uneven ({_busy(cell)} busy)")
+        reasons.append(f"stages are uneven ({shown} busy)")
     elif busy:
-        reasons.append(f"stages were {_busy(cell)} busy")
+        reasons.append(f"stages were {shown} busy")
     if cell.stages > cores():
         reasons.append(f"{cell.stages} stages take turns on {cores()} cores")
     mine, best = max(cell.stage_median("steps")), max(top.stage_median("steps"))

@@ -88,7 +88,7 @@ def test_scaling_says_why_it_drops() -> None:
     made = Comparison("demo", "bf16", None, cells)
     text = " ".join(scaling.explain(made))
     assert "Best: 2 stages, 2 mb" in text
-    assert "1 micro-batches cannot keep 2 stages busy" in text
+    assert "1 micro-batch cannot keep 2 stages busy" in text
     assert len(scaling.tables(made)) == 3
     assert [line.name for line in scaling.panels(made)[0].lines] == ["1 process", "2 stages"]
 
