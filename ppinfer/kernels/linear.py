@@ -2,15 +2,17 @@
 
 ``Linear`` owns its storage behind one seam. On a CPU the weight is reordered once for oneDNN, whose
 result for a row does not change with the number of rows as long as there are at least two: a single
-row takes another code path inside oneDNN, so it is padded to two. That does not hold for bf16 on a
-processor with matrix registers (AMX), where oneDNN uses them for some numbers of rows and not for
-others: there the native kernels' own product is used. Elsewhere it is ``F.linear``, which promises
-nothing of the kind (MKL and cuBLAS pick kernels by shape).
+row takes another code path inside oneDNN, so it is padded to two. That does not hold for bf16 in
+matrix registers (AMX), which oneDNN uses for some numbers of rows and not for others: it is told to
+leave them alone, and the native kernels' own product uses them. Elsewhere it is ``F.linear``, which
+promises nothing of the kind (MKL and cuBLAS pick kernels by shape).
 
 Shapes: T rows, I inputs, O outputs.
 """
 
 from __future__ import annotations
+
+import os
 
 import torch
 from torch import Tensor
@@ -18,6 +20,9 @@ from torch.nn import functional
 
 from ppinfer.kernels.native import library
 from ppinfer.kernels.native.library import Kernels
+
+# Read by oneDNN when it is first used.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 
 class Linear:

@@ -109,9 +109,8 @@ class StageModel:
         if self._stack is None or self._stack[0] is not cache:
             stack = None
             parts = [layer.parts for layer in self._layers]
-            if self._kernels is not None and self._buffers is not None:
-                if fits(self._kernels, parts):
-                    stack = LayerStack(self._kernels, parts, cache, self._buffers)
+            if self._kernels is not None and self._buffers is not None and fits(parts):
+                stack = LayerStack(self._kernels, parts, cache, self._buffers)
             self._stack = cache, stack
         return self._stack[1]
 
