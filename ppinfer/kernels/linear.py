@@ -107,7 +107,9 @@ def _own_kernels(dtype: torch.dtype, device: torch.device) -> Kernels | None:
 def _panels(weight_oi: Tensor) -> Tensor:
     """The layout of ``native/src/linear.h``."""
     outputs, inputs = weight_oi.shape
-    padded = functional.pad(weight_oi, (0, -inputs % 32, 0, -outputs % 32))
+    padded = weight_oi
+    if inputs % 32 or outputs % 32:  # a pad of nothing would copy too
+        padded = functional.pad(weight_oi, (0, -inputs % 32, 0, -outputs % 32))
     return padded.view(padded.shape[0] // 16, 16, -1, 2).transpose(1, 2).contiguous()
 
 

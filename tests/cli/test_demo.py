@@ -110,6 +110,6 @@ def test_a_trace_of_a_run(tmp_path: Path) -> None:
     found = json.loads(
         subprocess.run([*PROGRAM, "timeline", str(file), "--json"], capture_output=True).stdout
     )
-    assert found["steady"]["steps"] > 20
+    assert found["steady"]["steps"] >= 15  # of 20 tokens, in one micro-batch or two
     for stage in found["total"]["stages"] + found["steady"]["stages"]:
         assert stage["uncovered_share"] <= 0.01
