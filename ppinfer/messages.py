@@ -150,6 +150,7 @@ class StageLoaded(Message, frozen=True):
     block_bytes: int  # one KV block on this stage, all its layers
     load_seconds: float
     connect_seconds: float
+    note: str = ""  # a sentence for the user, where something is slower than it could be
 
 
 class CacheSetup(Message, frozen=True):
