@@ -15,9 +15,9 @@ demo: $(VENV)/.installed
 		"Explain in two sentences why the sky is blue." \
 		"Give me three tips for sleeping well."
 
-# Threads that spin while they wait make tests crawl on cores that something else needs too.
+# Threads that spin long while they wait make tests crawl on cores that something else needs too.
 test: $(VENV)/.installed
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(ARGS)
+	@GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.installed
 	@$(BIN)/ruff check .

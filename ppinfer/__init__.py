@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         PPInferError,
         RequestError,
         StageError,
+        TraceError,
         UnknownArchitectureError,
     )
     from ppinfer.models.policy import (
@@ -45,6 +46,7 @@ _HOMES = {
     "PPInferError": "ppinfer.errors",
     "RequestError": "ppinfer.errors",
     "StageError": "ppinfer.errors",
+    "TraceError": "ppinfer.errors",
     "UnknownArchitectureError": "ppinfer.errors",
     "RequestDelta": "ppinfer.request",
     "RequestOutput": "ppinfer.request",

@@ -7,6 +7,7 @@
     │   └── UnknownArchitectureError    no policy is registered for the model's architecture
     ├── CapacityError                   the model or one request does not fit in the memory given
     ├── StageError                      a stage process failed, died, or did not answer in time
+    ├── TraceError                      a trace cannot be made or written, or a file is none
     └── EngineClosedError               the engine was used after ``close()``
 
 A message names what was wrong, what was expected, and what to do; it never needs the traceback.
@@ -48,6 +49,10 @@ class StageError(PPInferError):
     def __init__(self, message: str, stage: int | None = None) -> None:
         super().__init__(message)
         self.stage = stage
+
+
+class TraceError(PPInferError):
+    """A trace cannot be made or written, or a file is no trace."""
 
 
 class EngineClosedError(PPInferError):

@@ -3,9 +3,13 @@
 Every message is a msgspec struct, sent as MessagePack with its tag first; arrays, not maps, so a
 field may be appended with a default but never moved. Nothing here is ever pickled.
 
-    driver -> stage   ProfileRequest, StageSetup, CacheSetup, StepPlan, StatsRequest, Shutdown
+What comes by the hundred a step is hidden from Python's garbage collector (``gc=False``), which
+would otherwise cost more than all else: plain data has no cycles.
+
+    driver -> stage   ProfileRequest, StageSetup, CacheSetup, StepPlan, StatsRequest, TraceRequest,
+                      Shutdown
     stage -> driver   StageReady, ProfileResult, StageLoaded, CacheReady, StepResult, StageStats,
-                      StageFailure
+                      StageTrace, StageFailure
 """
 
 from __future__ import annotations
@@ -146,6 +150,7 @@ class StageLoaded(Message, frozen=True):
     block_bytes: int  # one KV block on this stage, all its layers
     load_seconds: float
     connect_seconds: float
+    note: str = ""  # a sentence for the user, where something is slower than it could be
 
 
 class CacheSetup(Message, frozen=True):
@@ -180,7 +185,7 @@ it in this place.
 """
 
 
-class SequenceStep(msgspec.Struct, frozen=True, array_like=True):
+class SequenceStep(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Some tokens of one sequence: a prompt, a chunk of one, or a single decoded token.
 
     ``tokens[i]`` stands at position ``start + i``, a single one may be ``PENDING``; ``new_blocks``
@@ -220,7 +225,7 @@ class StepPlan(Message, frozen=True):
         return [step.seq_id for step in self.steps if step.sample]
 
 
-class SampledToken(msgspec.Struct, frozen=True, array_like=True):
+class SampledToken(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """``top_ids`` and ``top_logprobs`` are parallel, likeliest first, where they were asked for."""
 
     seq_id: int
@@ -258,6 +263,24 @@ class StageStats(Message, frozen=True):
     send: float
     bytes_sent: int
     rss_bytes: int
+    prepare: float = 0.0
+
+
+class TraceRequest(Message, frozen=True):
+    """Begin to record spans, or end it; a stage answers either with a ``StageTrace``."""
+
+    on: bool
+
+
+class StageTrace(Message, frozen=True):
+    """``now`` is the stage's clock when it answered; the rest is a ``trace.clock.Recording``,
+    empty where the recording only begins."""
+
+    stage: int
+    now: int  # nanoseconds, monotonic
+    start: int = 0
+    spans: bytes = b""
+    dropped: int = 0
 
 
 class StageFailure(Message, frozen=True):
@@ -276,9 +299,18 @@ class Shutdown(Message, frozen=True):
     pass
 
 
-ToStage: TypeAlias = ProfileRequest | StageSetup | CacheSetup | StepPlan | StatsRequest | Shutdown
+ToStage: TypeAlias = (
+    ProfileRequest | StageSetup | CacheSetup | StepPlan | StatsRequest | TraceRequest | Shutdown
+)
 ToDriver: TypeAlias = (
-    StageReady | ProfileResult | StageLoaded | CacheReady | StepResult | StageStats | StageFailure
+    StageReady
+    | ProfileResult
+    | StageLoaded
+    | CacheReady
+    | StepResult
+    | StageStats
+    | StageTrace
+    | StageFailure
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
+
+import msgspec
 
 from ppinfer.sampling import SamplingParams
 
@@ -69,8 +71,7 @@ class RequestOutput:
     logprobs: list[TokenLogprobs] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RequestDelta:
+class RequestDelta(msgspec.Struct, frozen=True, gc=False):
     """What one step added to a request, as ``stream`` yields it.
 
     ``text`` may be empty while a multi-byte character or a possible stop string is unfinished;
@@ -79,6 +80,6 @@ class RequestDelta:
 
     index: int
     text: str
-    token_ids: list[int] = field(default_factory=list)
+    token_ids: list[int] = []
     finish_reason: FinishReason | None = None
     logprobs: list[TokenLogprobs] | None = None

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ppinfer.cli import chat, doctor, generate, inspect
+from ppinfer.cli import bench, chat, doctor, generate, inspect, timeline
 from ppinfer.cli.terminal import guarded
 from ppinfer.version import __version__
 
@@ -29,8 +29,15 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (generate.generate, chat.chat, inspect.inspect, doctor.doctor):
+for _command in (
+    generate.generate,
+    chat.chat,
+    inspect.inspect,
+    timeline.timeline,
+    doctor.doctor,
+):
     app.command(help=_unwrapped(_command.__doc__))(guarded(_command))
+app.add_typer(bench.app, name="bench")
 
 
 def _show_version(wanted: bool) -> None:

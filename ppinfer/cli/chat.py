@@ -10,6 +10,7 @@ import typer
 
 from ppinfer.cli.options import Model, engine_options, make_params, sampling_options, takes
 from ppinfer.cli.terminal import Bar, say, write
+from ppinfer.cli.tracing import TraceFile, check_trace, traced
 from ppinfer.errors import RequestError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def chat(
     system: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Instructions that the model keeps to.")
     ] = None,
+    trace: TraceFile = None,
     sampling: dict[str, Any],
     settings: dict[str, Any],
 ) -> None:
@@ -40,6 +42,7 @@ def chat(
     """
     params = make_params(sampling, max_tokens=_MAX_TOKENS)
     interactive = sys.stdin.isatty()
+    check_trace(trace)
 
     from ppinfer.engine.engine import PPInferEngine
 
@@ -49,7 +52,8 @@ def chat(
             say(f"note: {note}")
         if interactive:
             say(_HELP)
-        _Conversation(engine, params, system, interactive).run()
+        with traced(engine, trace):
+            _Conversation(engine, params, system, interactive).run()
 
 
 class _Conversation:

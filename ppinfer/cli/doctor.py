@@ -19,6 +19,7 @@ _SECTIONS = {
     "devices": "Devices",
     "backends": "Backends",
     "tools": "Tools",
+    "kernels": "Kernels",
     "row_invariance": "Row invariance",
 }
 

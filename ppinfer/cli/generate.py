@@ -13,6 +13,7 @@ from ppinfer.cli.options import Model, engine_options, make_params, sampling_opt
 from ppinfer.cli.prompts import collect
 from ppinfer.cli.results import JsonResults, TextResults
 from ppinfer.cli.terminal import Bar, refuse_usage, say
+from ppinfer.cli.tracing import TraceFile, check_trace, traced
 
 
 @takes(sampling_options(), engine_options())
@@ -43,6 +44,7 @@ def generate(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress, notes or figures.")
     ] = False,
+    trace: TraceFile = None,
     sampling: dict[str, Any],
     settings: dict[str, Any],
 ) -> None:
@@ -57,6 +59,7 @@ def generate(
     if not given:
         raise refuse_usage("There is no prompt: give one, --prompts-file, or a pipe.")
     params = make_params(sampling)
+    check_trace(trace)
 
     from ppinfer.engine.engine import PPInferEngine
 
@@ -67,7 +70,10 @@ def generate(
         bar.clear()
         for note in () if quiet else engine.notes:
             say(f"note: {note}")
-        with closing(engine.stream([item.prompt for item in given], params)) as deltas:
+        with (
+            traced(engine, trace, quiet),
+            closing(engine.stream([item.prompt for item in given], params)) as deltas,
+        ):
             results = JsonResults(given) if as_json else TextResults(given)
             # On a terminal, text that comes is a progress of its own.
             with_bar = len(given) > 1 and (as_json or not sys.stdout.isatty())

@@ -16,6 +16,9 @@ from typing import Any
 import torch
 
 from ppinfer.cli.inspect import human_bytes
+from ppinfer.errors import ConfigError
+from ppinfer.kernels.native import build, library, paths
+from ppinfer.kernels.native.paths import cpu_flags
 from ppinfer.stage import device
 from ppinfer.version import __version__
 
@@ -34,6 +37,7 @@ def examine() -> dict[str, Any]:
         "devices": _devices(),
         "backends": _backends(),
         "tools": {name: shutil.which(name) for name in ("c++", "ninja", "nvcc")},
+        "kernels": _kernels(),
         "row_invariance": _row_invariance(),
     }
     found["slow"] = list(_slow(found))
@@ -55,7 +59,7 @@ def _versions() -> dict[str, str | None]:
 
 
 def _processor() -> dict[str, Any]:
-    flags = _cpu_flags()
+    flags = cpu_flags()
     return {
         "name": device.cpu_name(),
         "cores": os.cpu_count(),
@@ -101,10 +105,33 @@ def _backends() -> dict[str, Any]:
     }
 
 
+def _kernels() -> dict[str, str | None]:
+    """Which kernels stages on this CPU use; built here if they were not yet."""
+    facts = {
+        "path": "torch",
+        "library": None,
+        "why torch": None,
+        "compiler": build.compiler(),
+        "possible": ", ".join(path.name for path in paths.available()),
+    }
+    try:
+        kernels = library.active()
+    except ConfigError as error:
+        return facts | {"why torch": str(error)}
+    if kernels is None:
+        asked = f"{library.VARIABLE} asks for it."
+        return facts | {"why torch": library.fallback_reason() or asked}
+    return facts | {"path": kernels.path, "library": str(kernels.file)}
+
+
 def _row_invariance() -> dict[str, bool]:
     """Device and dtype to whether the kernels gave the same bits for a row whatever its company."""
     from ppinfer.cli.row_check import rows_are_exact
 
+    try:
+        library.choice()
+    except ConfigError:  # among the problems
+        return {}
     targets = [("cpu", torch.float32)]
     if device.cpu_has_bf16():
         targets.append(("cpu", torch.bfloat16))
@@ -131,6 +158,11 @@ def _slow(found: dict[str, Any]) -> list[str]:
         notes.append("fp16 is stored and computed in fp32 on a processor; bf16 takes half of that.")
     if "avx2" not in processor["instructions"] and platform.machine() in ("x86_64", "AMD64"):
         notes.append("The processor has no AVX2: matrix products will be several times slower.")
+    if found["kernels"]["why torch"] is not None:
+        notes.append(
+            "Stages on the processor compute attention in plain PyTorch, several times slower: "
+            f"{found['kernels']['why torch']}"
+        )
     cores = _cores(processor)
     if not has_gpu:
         notes.append(
@@ -161,6 +193,10 @@ def _problems(found: dict[str, Any]) -> list[str]:
     ]
     if not found["backends"]["gloo"] and not found["backends"]["nccl"]:
         problems.append("torch has neither gloo nor NCCL, so stages cannot talk to each other.")
+    try:
+        library.choice()
+    except ConfigError as error:
+        problems.append(str(error))
     with contextlib.suppress(OSError):
         if shutil.disk_usage("/dev/shm").total < _SMALL_SHM:
             problems.append("/dev/shm has less than 64 MB; in a container, raise --shm-size.")
@@ -181,11 +217,3 @@ def _core_limit() -> float | None:
         if quota != "max":
             return round(int(quota) / int(period), 2)
     return None
-
-
-def _cpu_flags() -> frozenset[str]:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                return frozenset(line.partition(":")[2].split())
-    return frozenset()

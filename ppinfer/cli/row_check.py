@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,17 +75,17 @@ def _attend(steps: Sequence[Sequence[_Piece]]) -> Tensor:
     """Run the steps one after the other against one cache; all their rows."""
     q = steps[0][0].q_thd
     shape = _Shape()
-    pool = torch.zeros((2 * _TABLE, shape.num_kv_heads, _BLOCK, shape.head_dim), device=q.device)
-    cache = (pool.to(q.dtype), pool.to(q.dtype))
+    size = (2 * _TABLE, shape.num_kv_heads, _BLOCK, shape.head_dim)
+    cache = (q.new_zeros(size), q.new_zeros(size))
     rows = []
     for step in steps:
-        batch = AttentionBatch(
-            np.array([piece.start for piece in step]),
-            np.array([piece.end - piece.start for piece in step]),
-            np.stack([piece.first_block + np.arange(_TABLE) for piece in step]),
+        batch = AttentionBatch.build(
+            [piece.start for piece in step],
+            [piece.end - piece.start for piece in step],
+            [range(piece.first_block, piece.first_block + _TABLE) for piece in step],
             _BLOCK,
-            shape,
-            q.device,
+            config=shape,
+            device=q.device,
         )
         parts = [
             torch.cat([getattr(piece, name)[piece.start : piece.end] for piece in step])

@@ -157,7 +157,10 @@ def build_pipeline(
         loaded=loaded,
         tokenizer=tokenizer,
         eos_token_ids=_eos_token_ids(model, tokenizer),
-        notes=[*filter(None, [note]), *(tokenizer.notes if tokenizer is not None else ())],
+        notes=[
+            *dict.fromkeys(filter(None, [note, *(stage.note for stage in loaded)])),
+            *(tokenizer.notes if tokenizer is not None else ()),
+        ],
         tuning=tuning,
         startup_seconds=timer.seconds,
     )

@@ -7,28 +7,35 @@ request gains goes into a queue of its own, however slowly that queue is read.
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import queue
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TypeVar
 
-from ppinfer.engine.live import LiveRequest
+from ppinfer.engine.live import Item, LiveRequest, Sink
 from ppinfer.engine.report import EngineReport, StageLayout
 from ppinfer.engine.supervisor import Supervisor
+from ppinfer.engine.tracing import Tracer
 from ppinfer.engine.window import Meter
 from ppinfer.errors import EngineClosedError, PPInferError, StageError
-from ppinfer.messages import StageStats, StatsRequest, StepResult
+from ppinfer.messages import StageStats, StageTrace, StatsRequest, StepResult
 from ppinfer.schedule.generate import GenerateSchedule
-from ppinfer.schedule.micro_batch import MicroBatchManager
+from ppinfer.schedule.micro_batch import MicroBatchManager, TokenUpdate
+from ppinfer.trace.clock import DriverActivity
+from ppinfer.trace.model import Trace
 
 _GRACE_SECONDS = 5.0
 """A stage that waits for another gives up first and names it; the driver waits this much longer."""
 
 _CHECK_SECONDS = 0.5
+
+_ResultT = TypeVar("_ResultT")
 
 
 @dataclass(slots=True)
@@ -55,9 +62,14 @@ class Driver:
         self._layouts = layouts
         self._timeout = timeout
         self._live: dict[int, LiveRequest] = {}
+        self._undelivered: list[TokenUpdate] = []
         self._notes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._outstanding: deque[_Outstanding] = deque()
-        self._meter = Meter(layouts, lambda: supervisor.broadcast(StatsRequest()))
+        self._tracer = Tracer(layouts, supervisor.broadcast)
+        self._clock = self._tracer.clock
+        self._meter = Meter(
+            layouts, lambda: supervisor.broadcast(StatsRequest()), self._clock.seconds
+        )
         self._failure: PPInferError | None = None
         self._stopping = False
         self._pid = os.getpid()
@@ -86,6 +98,20 @@ class Driver:
         """
         future: Future[EngineReport] = Future()
         self._leave(lambda: self._meter.ask(future))
+        return self._wait(future)
+
+    def trace(self, on: bool) -> Trace | None:
+        """Begin a trace, or end it and return it.
+
+        Raises:
+            TraceError: one is being made already, or none.
+            StageError: a stage failed before it could answer.
+        """
+        future: Future[Trace | None] = Future()
+        self._leave(lambda: self._tracer.switch(on, future))
+        return self._wait(future)
+
+    def _wait(self, future: Future[_ResultT]) -> _ResultT:
         while True:
             try:
                 return future.result(timeout=_CHECK_SECONDS)
@@ -125,18 +151,28 @@ class Driver:
     # ------------------------------------------------------------ the thread
 
     def _run(self) -> None:
+        clock = self._clock
+        read = functools.partial(clock.enter, DriverActivity.READ)
         try:
             while not self._stopping:
-                for message in self._supervisor.poll(self._patience()):
+                clock.enter(DriverActivity.WAIT)
+                for message in self._supervisor.poll(self._patience(), read):
                     if isinstance(message, StepResult):
+                        clock.enter(DriverActivity.COMMIT, message.step_id)
                         self._commit(message)
                     elif isinstance(message, StageStats):
                         self._meter.take(message)
+                    elif isinstance(message, StageTrace):
+                        self._tracer.take(message)
                     else:
                         raise AssertionError(f"{type(message).__name__} while running")
+                clock.enter(DriverActivity.ADMIT)
                 while not self._notes.empty():
                     self._notes.get()()
                 self._fill()
+                self._deliver()
+                if not self._manager.has_unfinished:
+                    self._meter.end()
         except PPInferError as error:
             self._failure = error
         except BaseException as error:  # a panic of a native library is no Exception
@@ -146,21 +182,23 @@ class Driver:
             self._supervisor.close()
             reason = self._failure or EngineClosedError("The engine was closed.")
             self._meter.fail(_fresh(reason))
+            self._tracer.fail(_fresh(reason))
             for live in self._live.values():
-                live.sink.put(_fresh(reason))
+                live.sink.put([_fresh(reason)])
             self._live.clear()
 
     def _fill(self) -> None:
         """Plan as many steps as can run now: filling the pipeline comes before waiting for it."""
+        self._clock.enter(DriverActivity.PLAN)
         while (plan := self._schedule.next_plan()) is not None:
+            self._tracer.planned(plan)
             self._supervisor.broadcast(plan)
             if plan.new:
                 new = {sequence.seq_id for sequence in plan.new}
                 cached = sum(step.start for step in plan.steps if step.seq_id in new)
                 self._meter.begin().cached_tokens += cached
             self._outstanding.append(_Outstanding(plan.step_id, time.monotonic()))
-        if not self._manager.has_unfinished:
-            self._meter.end()
+            self._clock.enter(DriverActivity.PLAN)
 
     def _commit(self, result: StepResult) -> None:
         updates = self._manager.commit(result)
@@ -170,19 +208,32 @@ class Driver:
             self._outstanding[0].since = time.monotonic()
         if updates:  # a step of aborted sequences belongs to no run
             self._meter.begin().count_tokens(len(updates))
+            self._undelivered += updates
+
+    def _deliver(self) -> None:
+        """Make text of what was committed, once the pipeline is full again."""
+        if not self._undelivered:
+            return
+        self._clock.enter(DriverActivity.DELIVER)
+        updates, self._undelivered = self._undelivered, []
+        items: defaultdict[Sink, list[Item]] = defaultdict(list)
         for sampled, reason in updates:
-            live = self._live[sampled.seq_id]
+            live = self._live.get(sampled.seq_id)
+            if live is None:  # it ended with an earlier token of these
+                continue
             try:
                 delta = live.advance(sampled, reason)
             except Exception as error:  # it is this request's alone
                 self._drop([sampled.seq_id])
-                live.sink.put(_no_text(error))
+                items[live.sink].append(_no_text(error))
                 continue
             if delta.finish_reason is not None:
                 if reason is None:
                     self._manager.finish(sampled.seq_id, delta.finish_reason)
                 del self._live[sampled.seq_id]
-            live.sink.put(delta)
+            items[live.sink].append(delta)
+        for sink, batch in items.items():
+            sink.put(batch)
 
     def _patience(self) -> float | None:
         """Seconds until the oldest answer is overdue; ``None`` while none is awaited.
@@ -197,6 +248,9 @@ class Driver:
         elif (reading := self._meter.unanswered()) is not None:
             since, stage = reading
             what = "say where its time went"
+        elif (recording := self._tracer.unanswered()) is not None:
+            since, stage = recording
+            what = "hand over its trace"
         else:
             return None
         limit = self._timeout + _GRACE_SECONDS
@@ -212,7 +266,7 @@ class Driver:
             try:
                 self._manager.add(live.request)
             except PPInferError as error:
-                live.sink.put(error)
+                live.sink.put([error])
                 continue
             self._live[live.request.seq_id] = live
             self._meter.begin().prompt_tokens += len(live.request.prompt_token_ids)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import queue
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from ppinfer.engine.report import EngineReport
 from ppinfer.engine.source import ModelSource
 from ppinfer.engine.stream import Stream
 from ppinfer.engine.supervisor import Launcher, Supervisor
+from ppinfer.engine.tracing import Tracing
 from ppinfer.errors import RequestError
 from ppinfer.launch import torchrun
 from ppinfer.launch.local import LocalLauncher
@@ -27,6 +29,7 @@ from ppinfer.sampling import SamplingParams
 from ppinfer.schedule.block_pool import BlockPool
 from ppinfer.schedule.generate import GenerateSchedule
 from ppinfer.schedule.micro_batch import MicroBatchManager
+from ppinfer.trace.model import counted
 
 if TYPE_CHECKING:
     from ppinfer.engine.tokenizer import Tokenizer
@@ -81,6 +84,8 @@ class PPInferEngine:
         """The arithmetic in force."""
         self.tokenizer: Tokenizer | None = None
         """The model's tokenizer, where it has one."""
+        named = isinstance(model, str | Path)
+        self._model_name = Path(model).name if named else type(model).__name__
         self._follower: torchrun.Follower | None = None
         launcher: Launcher = LocalLauncher(self.config.pp_size, self.config.timeout)
         if rank is not None:
@@ -218,6 +223,29 @@ class PPInferEngine:
             return EngineReport()
         self._driver.check()
         return self._driver.report()
+
+    def trace(
+        self, path: str | Path | None = None, warn: Callable[[str], None] | None = None
+    ) -> Tracing:
+        """A context in which every stage and the driver record what they do.
+
+        At its end the trace is written to ``path``, if there is one, for ``ppinfer timeline``,
+        Perfetto and chrome://tracing, and is its ``trace`` attribute. Trouble then is told by
+        ``warn``, by default as a Python warning, so that no result is lost with it.
+
+        Raises:
+            TraceError: the path cannot be written to, or a trace is being made already.
+        """
+        where = None if path is None else Path(path)
+        if self._follower is not None:
+            return Tracing(None, None, {})
+        self._driver.check()
+        info = {
+            "model": self._model_name,
+            "dtype": self.dtype,
+            "stages": counted(self.config.pp_size, "stage"),
+        }
+        return Tracing(self._driver, where, info, warn)
 
     # ------------------------------------------------------------ end
 

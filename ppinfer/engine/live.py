@@ -11,8 +11,13 @@ from ppinfer.errors import PPInferError
 from ppinfer.messages import SampledToken
 from ppinfer.request import FinishReason, Request, RequestDelta, TokenLogprobs
 
-Sink: TypeAlias = "queue.SimpleQueue[RequestDelta | PPInferError]"
-"""Where a request's deltas go; unbounded, so that a slow reader holds nobody up."""
+Item: TypeAlias = RequestDelta | PPInferError
+
+Sink: TypeAlias = "queue.SimpleQueue[list[Item]]"
+"""Where requests' deltas go, those of one step together, so that a reader wakes once a step.
+
+Unbounded, so that a slow reader holds nobody up.
+"""
 
 
 @dataclass(slots=True)

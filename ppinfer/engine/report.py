@@ -23,7 +23,9 @@ class StageReport:
     rss_bytes: int
     steps: int
     bytes_sent: int
-    busy_share: float
+    compute_share: float
+    sample_share: float
+    prepare_share: float
     wait_plan_share: float
     wait_input_share: float
     send_share: float
@@ -32,12 +34,30 @@ class StageReport:
     def num_layers(self) -> int:
         return self.last_layer - self.first_layer
 
+    @property
+    def busy_share(self) -> float:
+        """What is no wait."""
+        return self.compute_share + self.sample_share + self.prepare_share
+
+    def summary(self) -> str:
+        """Its part of the line of figures; waits of less than half a percent are left out."""
+        waits = {
+            "plan": self.wait_plan_share, "input": self.wait_input_share, "send": self.send_share,
+        }  # fmt: skip
+        shown = [f"{cause} {share:.0%}" for cause, share in waits.items() if share >= 0.005]
+        where = f", waits: {' '.join(shown)}" if shown else ""
+        return (
+            f"stage {self.stage}: layers {self.first_layer}-{self.last_layer - 1}, "
+            f"{self.weight_bytes / 1e6:.0f} MB, {self.busy_share:.0%} busy{where}"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
     """A run: from the first request given to an idle engine until the last one was done.
 
-    ``time_to_first_token`` is in seconds from the start of the run.
+    ``time_to_first_token`` is in seconds from the start of the run; ``driver_seconds`` is what the
+    driver worked: took requests in, planned, committed and made text.
     """
 
     seconds: float = 0.0
@@ -45,6 +65,7 @@ class EngineReport:
     cached_tokens: int = 0
     new_tokens: int = 0
     time_to_first_token: float | None = None
+    driver_seconds: float = 0.0
     stages: list[StageReport] = field(default_factory=list)
 
     @property
@@ -57,11 +78,8 @@ class EngineReport:
             f"{self.new_tokens} tokens in {self.seconds:.2f} s = "
             f"{self.tokens_per_second:.1f} tokens/s"
         ]
-        parts += [
-            f"stage {s.stage}: layers {s.first_layer}-{s.last_layer - 1}, "
-            f"{s.weight_bytes / 1e6:.0f} MB, {s.busy_share:.0%} busy"
-            for s in self.stages
-        ]
+        parts += [stage.summary() for stage in self.stages]
+        parts.append(f"driver: {self.driver_seconds / max(self.seconds, 1e-9):.0%} busy")
         return " | ".join(parts)
 
 
@@ -93,7 +111,9 @@ def stage_reports(
                 rss_bytes=end.rss_bytes,
                 steps=end.steps - start.steps,
                 bytes_sent=end.bytes_sent - start.bytes_sent,
-                busy_share=(end.compute - start.compute + end.sample - start.sample) / wall,
+                compute_share=(end.compute - start.compute) / wall,
+                sample_share=(end.sample - start.sample) / wall,
+                prepare_share=(end.prepare - start.prepare) / wall,
                 wait_plan_share=(end.wait_plan - start.wait_plan) / wall,
                 wait_input_share=(end.wait_input - start.wait_input) / wall,
                 send_share=(end.send - start.send) / wall,

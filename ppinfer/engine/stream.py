@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import queue
+from collections import deque
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 
 from ppinfer.engine.driver import Driver
-from ppinfer.engine.live import LiveRequest, Sink
+from ppinfer.engine.live import Item, LiveRequest, Sink
 from ppinfer.errors import PPInferError
 from ppinfer.request import RequestDelta
 
@@ -32,6 +33,7 @@ class Stream(Iterator[RequestDelta]):
         self._driver = driver
         self._owner = owner
         self._sink = sink
+        self._arrived: deque[Item] = deque()
         self._unfinished = {live.index: live.request.seq_id for live in requests}
         if driver is not None:
             driver.check()
@@ -59,11 +61,13 @@ class Stream(Iterator[RequestDelta]):
             self._driver.abort(self._unfinished.values())
             self._unfinished = {}
 
-    def _wait(self) -> RequestDelta | PPInferError | None:
+    def _wait(self) -> Item | None:
         """The next item; ``None`` at the end, also if another thread closes the stream."""
         while self._unfinished and self._driver is not None:
+            if self._arrived:
+                return self._arrived.popleft()
             try:
-                return self._sink.get(timeout=_CHECK_SECONDS)
+                self._arrived.extend(self._sink.get(timeout=_CHECK_SECONDS))
             except queue.Empty:
                 self._driver.check()
         return None

@@ -115,15 +115,22 @@ class Supervisor:
         except ChannelClosedError:
             raise self._explain(ended=stage) from None
 
-    def poll(self, timeout: float | None) -> list[ToDriver]:
+    def poll(
+        self, timeout: float | None, on_ready: Callable[[], None] | None = None
+    ) -> list[ToDriver]:
         """Messages that came within ``timeout`` seconds, at once if there are any.
+
+        ``on_ready`` is called when the wait is over and reading begins.
 
         Raises:
             StageError: a stage ended or broke the protocol; the exception that a stage reports is
                 raised as its own type.
         """
         messages: list[ToDriver] = []
-        for stage in self._readable(timeout):
+        readable = self._readable(timeout)
+        if on_ready is not None:
+            on_ready()
+        for stage in readable:
             try:
                 for frame in stage.channel.receive_ready():
                     message = decode_to_driver(frame)

@@ -17,7 +17,7 @@ Reading = dict[int, StageStats]
 class RunWindow:
     """One run: it begins with the first request given to an idle engine, and ends with the last."""
 
-    def __init__(self, before: Reading) -> None:
+    def __init__(self, before: Reading, driver_seconds: float) -> None:
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.before = before
@@ -26,27 +26,34 @@ class RunWindow:
         self._ended: float | None = None
         self._first_token: float | None = None
         self._new_tokens = 0
+        self._driver_before = self._driver_after = driver_seconds
 
     def count_tokens(self, count: int) -> None:
         if count and self._first_token is None:
             self._first_token = time.perf_counter() - self._started
         self._new_tokens += count
 
-    def end(self, after: Reading) -> None:
+    def end(self, after: Reading, driver_seconds: float) -> None:
         self.after = after
+        self._driver_after = driver_seconds
         self._ended = time.perf_counter()
 
     @property
     def is_open(self) -> bool:
         return self._ended is None
 
-    def report(self, layouts: Sequence[StageLayout], after: Reading) -> EngineReport:
+    def report(
+        self, layouts: Sequence[StageLayout], after: Reading, driver_seconds: float
+    ) -> EngineReport:
+        """``driver_seconds`` counts while the window is open."""
+        until = driver_seconds if self.is_open else self._driver_after
         return EngineReport(
             seconds=(self._ended or time.perf_counter()) - self._started,
             prompt_tokens=self.prompt_tokens,
             cached_tokens=self.cached_tokens,
             new_tokens=self._new_tokens,
             time_to_first_token=self._first_token,
+            driver_seconds=until - self._driver_before,
             stages=stage_reports(layouts, self.before, after),
         )
 
@@ -55,11 +62,18 @@ class Meter:
     """Opens and closes windows for the driver, and answers who asks for the figures.
 
     ``request_clocks`` asks every stage for its clock; answers come back in the order of asking.
+    ``driver_clock`` gives the driver's seconds by activity, waiting first.
     """
 
-    def __init__(self, layouts: Sequence[StageLayout], request_clocks: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        layouts: Sequence[StageLayout],
+        request_clocks: Callable[[], None],
+        driver_clock: Callable[[], Sequence[float]],
+    ) -> None:
         self._layouts = layouts
         self._request_clocks = request_clocks
+        self._driver_clock = driver_clock
         self._expected: deque[tuple[float, Reading]] = deque()
         self._asked: list[tuple[Future[EngineReport], RunWindow, Reading]] = []
         self.window: RunWindow | None = None
@@ -67,12 +81,12 @@ class Meter:
     def begin(self) -> RunWindow:
         """The open window; a new one if there is none."""
         if self.window is None or not self.window.is_open:
-            self.window = RunWindow(self._read())
+            self.window = RunWindow(self._read(), self._driver_seconds())
         return self.window
 
     def end(self) -> None:
         if self.window is not None and self.window.is_open:
-            self.window.end(self._read())
+            self.window.end(self._read(), self._driver_seconds())
 
     def take(self, stats: StageStats) -> None:
         """A stage's answer belongs to the oldest reading that lacks it."""
@@ -107,6 +121,9 @@ class Meter:
             future.set_exception(error)
         self._asked.clear()
 
+    def _driver_seconds(self) -> float:
+        return sum(self._driver_clock()[1:])
+
     def _read(self) -> Reading:
         reading: Reading = {}
         self._expected.append((time.monotonic(), reading))
@@ -120,7 +137,7 @@ class Meter:
         waiting = []
         for future, window, after in self._asked:
             if self._is_complete(after) and self._is_complete(window.before):
-                future.set_result(window.report(self._layouts, after))
+                future.set_result(window.report(self._layouts, after, self._driver_seconds()))
             else:
                 waiting.append((future, window, after))
         self._asked = waiting

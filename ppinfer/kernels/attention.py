@@ -1,8 +1,12 @@
-"""Attention over the paged KV cache in plain PyTorch, with one arithmetic for every kind of step.
+"""Attention over the paged KV cache, with one arithmetic for every kind of step.
 
 A row of the result depends on its own sequence alone, bit for bit: not on who shares the batch,
-nor on whether its token came in a prompt, in a chunk of one, or alone. ``AttentionBatch`` (in
-``paged_batch.py``) says which matrices meet; all work is done on matrices of one fixed shape:
+nor on whether its token came in a prompt, in a chunk of one, or alone. ``native/src/attention.h``
+is how that is done in C++; the rest of this file is how it is done in plain PyTorch. What is in a
+pool, and in which order, is the affair of whichever of the two wrote it.
+
+``PagedIndex`` (in ``paged_batch.py``) says which matrices meet; all work is done on matrices of one
+fixed shape:
 
 - a tile is 8 query rows of one sequence and one KV head: tokens times the heads that share it;
 - a split is 128 positions of a sequence's context, from a multiple of 128 on;
@@ -24,8 +28,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ppinfer.kernels.batch import SPLIT, AttentionBatch
 from ppinfer.kernels.elementwise import exp2_
-from ppinfer.kernels.paged_batch import ROWS, SPLIT, AttentionBatch, TileGroup
+from ppinfer.kernels.native import library
+from ppinfer.kernels.native.library import LayerData
+from ppinfer.kernels.paged_batch import ROWS, TileGroup
 
 __all__ = ["AttentionBatch", "paged_attention", "write_kv"]
 
@@ -39,16 +46,25 @@ at 10) that give a row other bits in another place of its tile."""
 def write_kv(k_tkd: Tensor, v_tkd: Tensor, cache: tuple[Tensor, Tensor], b: AttentionBatch) -> None:
     """Store the keys and values of the batch's tokens; both pools are ``(N, K, B, D)``.
 
-    A block whose first position is written is cleared first: so nobody may begin a block anew
-    that another sequence reads.
+    What of a block is not written yet is cleared when its first position is: so nobody may begin a
+    block anew that another sequence reads.
     """
+    kernels = library.active_for(k_tkd.device, k_tkd.dtype, k_tkd.shape[-1])
+    if kernels is not None:
+        k, v = k_tkd.contiguous(), v_tkd.contiguous()
+        kernels.attention(
+            int(k.dtype == torch.bfloat16), b.native, LayerData(), 0, k.data_ptr(), v.data_ptr(),
+            k[0].numel(), 0, 0, *(pool.data_ptr() for pool in cache), 0, torch.get_num_threads(),
+        )  # fmt: skip
+        return
+    index = b.index
     for new, pool in zip((k_tkd, v_tkd), cache, strict=True):
-        if b.fresh_blocks is not None:
+        if index.fresh_blocks is not None:
             # Masked positions are multiplied by zero, which only finite values survive: what an
             # earlier owner of the block left there must not reach this sequence.
-            pool.index_fill_(0, b.fresh_blocks, 0.0)
+            pool.index_fill_(0, index.fresh_blocks, 0.0)
         head_dim = new.shape[-1]
-        pool.view(-1, head_dim).index_copy_(0, b.slots, new.reshape(-1, head_dim))
+        pool.view(-1, head_dim).index_copy_(0, index.slots, new.reshape(-1, head_dim))
 
 
 def paged_attention(
@@ -57,13 +73,27 @@ def paged_attention(
     """Causal attention of the batch's tokens over their sequences' caches; ``(T, H, D)``.
 
     ``write_kv`` has stored the batch's own keys and values. ``window`` is how many positions back
-    a token sees, itself included. Computed in fp32; the result has the dtype of ``q_thd``.
+    a token sees, itself included. The result has the dtype of
+    ``q_thd``; sums are fp32.
     """
     tokens, heads, dim = q_thd.shape
-    plan = batch.tiles(window)
+    kernels = library.active_for(q_thd.device, q_thd.dtype, dim)
+    if kernels is not None:
+        q, mixed = (
+            q_thd.contiguous(),
+            torch.empty_like(q_thd, memory_format=torch.contiguous_format),
+        )
+        kernels.attention(
+            int(q.dtype == torch.bfloat16), batch.native, LayerData(window=window or 0),
+            q.data_ptr(), 0, 0, heads * dim, 0, 0, *(pool.data_ptr() for pool in cache),
+            mixed.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        return mixed
+    index = batch.index
+    plan = index.tiles(window)
     scale = dim**-0.5 * _LOG2_E  # powers of two instead of e: see elementwise.exp2_
     rows = q_thd.reshape(tokens * heads, dim).index_select(0, plan.query_rows).float().mul_(scale)
-    q = rows.view(-1, batch.num_kv_heads, ROWS, dim)
+    q = rows.view(-1, index.num_kv_heads, ROWS, dim)
     if len(plan.groups) == 1:
         out = _attend(q, cache, plan.groups[0])
     else:

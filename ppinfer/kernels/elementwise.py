@@ -49,3 +49,21 @@ def gated_silu(gate_up: Tensor) -> Tensor:
     wide = gate.float()
     divisor = torch.neg(wide).exp_().add_(1.0)
     return torch.div(wide, divisor, out=divisor).to(gate_up.dtype).mul_(up)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root mean square norm over the last dimension: in fp32, rounded, then times the weight."""
+    wide = x.float()
+    scale = wide.pow(2).mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return (wide * scale).to(x.dtype).mul_(weight)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate heads ``(T, heads, head_dim)``; each product and the sum round to the dtype of ``x``.
+
+    ``cos`` and ``sin`` are ``(T, 1, head_dim)``, the first half of ``sin`` negated. In the
+    reference: ``x * cos + rotate_half(x) * sin``.
+    """
+    half = x.shape[-1] // 2
+    swapped = torch.cat((x[..., half:], x[..., :half]), -1)
+    return (x * cos).add_(swapped.mul_(sin))

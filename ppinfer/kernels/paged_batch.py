@@ -1,7 +1,8 @@
 """Which query rows meet which cached positions in one step: index arithmetic, no attention.
 
-Built once a step from plain data and used by every layer; ``attention.py`` explains the shapes.
-NumPy does the work, since the arrays are small and torch's overhead a call is larger.
+Built once a step and used by every layer, on devices without native kernels; ``attention.py``
+explains the shapes. NumPy does the work, since the arrays are small and torch's overhead a call is
+larger.
 
 Legend: T tokens, K KV heads, t tiles, p pairs, u splits that a piece reads, R rows, S positions.
 """
@@ -11,35 +12,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ppinfer.kernels.batch import SPLIT, AttentionShape
+
 ROWS = 8
 """Query rows of a tile. More would waste work where each sequence has one token."""
-
-SPLIT = 128
-"""Positions of a split; every block size divides it."""
 
 _Ints: TypeAlias = npt.NDArray[np.int64]
 
 # On a CPU a piece of keys should stay in the second-level cache, and a group's scores near it.
 _CPU_PIECE_BYTES, _CPU_GROUP_MATRICES = 1 << 20, 1024
 _GPU_PIECE_BYTES, _GPU_GROUP_MATRICES = 256 << 20, 32768
-
-
-class AttentionShape(Protocol):
-    """What of a model's config attention needs to know."""
-
-    @property
-    def num_kv_heads(self) -> int: ...
-    @property
-    def group_size(self) -> int: ...
-    @property
-    def head_dim(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,71 +74,40 @@ class TilePlan:
     groups: list[TileGroup]
 
 
-class AttentionBatch:
-    """One step's tokens, sequence after sequence, and where their keys and values live.
+class PagedIndex:
+    """Where one step's tokens are in the cache, and the tiles in which they attend.
 
     Attributes:
         positions: (T,) position of each token in its sequence.
-        num_positions: one more than the greatest of them.
         slots: (T * K,) rows of the pool viewed as (N * K * B, D), token by token.
         fresh_blocks: blocks whose first token this step writes, or ``None`` where there are none.
     """
 
     def __init__(
         self,
-        starts: _Ints,
-        lengths: _Ints,
-        tables: _Ints,
+        starts: Sequence[int],
+        lengths: Sequence[int],
+        block_tables: Sequence[Sequence[int]],
         block_size: int,
         shape: AttentionShape,
         device: torch.device,
     ) -> None:
         self.num_kv_heads = shape.num_kv_heads
-        self._starts, self._lengths, self._tables = starts, lengths, tables
+        self._starts, self._lengths = np.array(starts, np.int64), np.array(lengths, np.int64)
+        self._tables = _padded(self._starts + self._lengths, block_tables, block_size)
         self._block_size, self._shape, self._device = block_size, shape, device
         self._plans: dict[int | None, TilePlan] = {}
-        self._offsets = np.cumsum(lengths) - lengths  # of each sequence's first token in the batch
-        sequence = np.repeat(np.arange(len(starts)), lengths)
-        positions = np.arange(len(sequence)) - self._offsets[sequence] + starts[sequence]
-        blocks, inside = tables[sequence, positions // block_size], positions % block_size
+        # Of each sequence's first token in the batch.
+        self._offsets = np.cumsum(self._lengths) - self._lengths
+        sequence = np.repeat(np.arange(len(starts)), self._lengths)
+        positions = np.arange(len(sequence)) - self._offsets[sequence] + self._starts[sequence]
+        blocks, inside = self._tables[sequence, positions // block_size], positions % block_size
         heads = np.arange(shape.num_kv_heads)
         slots = (blocks[:, None] * shape.num_kv_heads + heads) * block_size + inside[:, None]
         fresh = blocks[inside == 0]
         self.positions = self._tensor(positions)
-        self.num_positions = int(positions.max()) + 1
         self.slots = self._tensor(slots.reshape(-1))
         self.fresh_blocks = self._tensor(fresh) if len(fresh) else None
-
-    @classmethod
-    def build(
-        cls,
-        starts: Sequence[int],
-        lengths: Sequence[int],
-        block_tables: Sequence[Sequence[int]],
-        block_size: int,
-        *,
-        config: AttentionShape,
-        device: torch.device,
-    ) -> AttentionBatch:
-        """From plain data: for each sequence its first position, its tokens and its blocks.
-
-        Sequence i computes positions ``starts[i]`` to ``starts[i] + lengths[i] - 1``; everything
-        before has been written to the blocks of its table by earlier steps. At least one sequence,
-        at least one token each; ``block_size`` divides 128.
-        """
-        assert starts
-        assert min(lengths) > 0
-        assert SPLIT % block_size == 0
-        first, count = np.array(starts, np.int64), np.array(lengths, np.int64)
-        used = -(-(first + count) // block_size)
-        per_split = SPLIT // block_size
-        width = -(-int(used.max()) // per_split) * per_split
-        tables = np.empty((len(starts), width), np.int64)
-        for row, table, n in zip(tables, block_tables, used.tolist(), strict=True):
-            assert len(table) >= n, "a sequence has fewer blocks than its positions need"
-            row[:n] = table[:n]
-            row[n:] = row[0]  # masked; a block of its own, so that no other sequence can reach it
-        return cls(first, count, tables, block_size, config, device)
 
     def tiles(self, window: int | None) -> TilePlan:
         """The tiles under one window, made when first asked for."""
@@ -263,3 +221,14 @@ def _cut(order: _Ints, counts: _Ints, most_pairs: int) -> list[_Ints]:
         return [order]
     run = (total - 1) // most_pairs
     return np.split(order, np.flatnonzero(np.diff(run)) + 1)
+
+
+def _padded(ends: _Ints, block_tables: Sequence[Sequence[int]], block_size: int) -> _Ints:
+    """The blocks that each sequence needs, in rows of whole splits."""
+    used = -(-ends // block_size)
+    per_split = SPLIT // block_size
+    tables = np.empty((len(ends), -(-int(used.max()) // per_split) * per_split), np.int64)
+    for row, table, n in zip(tables, block_tables, used.tolist(), strict=True):
+        row[:n] = table[:n]
+        row[n:] = row[0]  # masked; a block of its own, so that no other sequence can reach it
+    return tables

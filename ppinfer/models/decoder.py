@@ -15,8 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ppinfer.kernels.attention import AttentionBatch
+from ppinfer.kernels.batch import AttentionBatch
 from ppinfer.kernels.linear import Linear
+from ppinfer.kernels.native import library
+from ppinfer.kernels.ops import Buffers, ops_for_step
+from ppinfer.kernels.stack import LayerStack, fits
 from ppinfer.messages import StageTensors
 from ppinfer.models.config import ModelConfig
 from ppinfer.models.layers import DecoderLayer, RMSNorm
@@ -54,6 +57,9 @@ class StageModel:
         self.dtype, self.device = dtype, device
         self.weight_bytes = 0
         self._rotary = RotaryTable(config.rope, config.head_dim, dtype, device)
+        self._kernels = library.active_for(device, dtype, config.head_dim)
+        self._buffers = None if self._kernels is None else Buffers(dtype)
+        self._stack: tuple[Sequence[tuple[Tensor, Tensor]], LayerStack | None] | None = None
         self._embedding: Tensor | None = None
         self._layers: list[DecoderLayer] = []
         self._norm: RMSNorm | None = None
@@ -86,18 +92,33 @@ class StageModel:
                 which is left as it is.
             cache: K and V pools of each of this stage's layers.
         """
-        if self._embedding is not None:
-            x = functional.embedding(x, self._embedding)
-        rotary = self._rotary.at(batch.positions, batch.num_positions)
+        # The layers add to the stream in place.
+        x = x.clone() if self._embedding is None else functional.embedding(x, self._embedding)
+        stack = self._stack_on(cache)
+        if stack is not None:
+            return stack(x, batch, self._rotary)
+        ops = ops_for_step(batch, self._rotary, self._buffers, self.dtype)
+        pending: Tensor | None = None
         for layer, pools in zip(self._layers, cache, strict=True):
-            x = layer(x, rotary, batch, pools)
-        return x
+            pending = layer(x, pending, ops, pools)
+        assert pending is not None
+        return x.add_(pending)
+
+    def _stack_on(self, cache: Sequence[tuple[Tensor, Tensor]]) -> LayerStack | None:
+        """All layers as one native call on this cache, where that can be had."""
+        if self._stack is None or self._stack[0] is not cache:
+            stack = None
+            parts = [layer.parts for layer in self._layers]
+            if self._kernels is not None and self._buffers is not None and fits(parts):
+                stack = LayerStack(self._kernels, parts, cache, self._buffers)
+            self._stack = cache, stack
+        return self._stack[1]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """``(R, E)`` of the last layer's stream to fp32 ``(R, V)``; last stage only.
+        """``(R, E)`` of the last layer's stream to ``(R, V)``; last stage only.
 
-        They are computed in the model's dtype, as in ``transformers``.
+        They are in the model's dtype, as in ``transformers``.
         """
         assert self._norm is not None
         assert self._head is not None
-        return self._head(self._norm(hidden)).float()
+        return self._head(self._norm(hidden))

@@ -5,26 +5,23 @@ Legend: T tokens, E hidden size, H query heads, K KV heads, D head size, I inner
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ppinfer.kernels.attention import AttentionBatch, paged_attention, write_kv
-from ppinfer.kernels.elementwise import gated_silu
+from ppinfer.kernels.elementwise import rms_norm
 from ppinfer.kernels.linear import Linear
-from ppinfer.models.rope import rotate
+from ppinfer.kernels.ops import AttentionLayer, Ops
+from ppinfer.kernels.stack import LayerParts
 
 
 class RMSNorm:
     """Root mean square norm over the last dimension: in fp32, rounded, then times the weight."""
 
     def __init__(self, weight: Tensor, eps: float) -> None:
-        self._weight, self._eps = weight, eps
+        self.weight, self.eps = weight, eps
         self.nbytes = weight.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        scale = wide.pow(2).mean(-1, keepdim=True).add_(self._eps).rsqrt_()
-        return (wide * scale).to(x.dtype).mul_(self._weight)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Attention:
@@ -42,41 +39,32 @@ class Attention:
         q_norm: RMSNorm | None = None,
         k_norm: RMSNorm | None = None,
     ) -> None:
-        self._qkv, self._out = qkv, out
-        self._num_heads, self._num_kv_heads, self._head_dim = num_heads, num_kv_heads, head_dim
-        self._window = window
-        self._q_norm, self._k_norm = q_norm, k_norm
+        self.qkv, self.out = qkv, out
+        self.layer = AttentionLayer(
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            window=window,
+            q_norm=None if q_norm is None else q_norm.weight,
+            k_norm=None if k_norm is None else k_norm.weight,
+            eps=0.0 if q_norm is None else q_norm.eps,
+        )
         norms = [norm.nbytes for norm in (q_norm, k_norm) if norm is not None]
         self.nbytes = qkv.nbytes + out.nbytes + sum(norms)
 
-    def __call__(
-        self,
-        x_te: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        batch: AttentionBatch,
-        cache: tuple[Tensor, Tensor],
-    ) -> Tensor:
-        heads = [self._num_heads, self._num_kv_heads]
-        qkv = self._qkv(x_te).view(x_te.shape[0], sum(heads) + heads[1], self._head_dim)
-        qk, v_tkd = qkv[:, : sum(heads)], qkv[:, sum(heads) :]
-        if self._q_norm is not None and self._k_norm is not None:
-            q, k = torch.split(qk, heads, dim=1)
-            qk = torch.cat((self._q_norm(q), self._k_norm(k)), dim=1)
-        q_thd, k_tkd = torch.split(rotate(qk, *rotary), heads, dim=1)
-        write_kv(k_tkd, v_tkd, cache, batch)
-        mixed = paged_attention(q_thd, cache, batch, self._window)
-        return self._out(mixed.view(x_te.shape[0], -1))
+    def __call__(self, x_te: Tensor, ops: Ops, cache: tuple[Tensor, Tensor]) -> Tensor:
+        return self.out(ops.attention(self.qkv(x_te), self.layer, cache))
 
 
 class GatedMLP:
     """``down(silu(gate(x)) * up(x))``; gate and up come from one matrix."""
 
     def __init__(self, gate_up: Linear, down: Linear) -> None:
-        self._gate_up, self._down = gate_up, down
+        self.gate_up, self.down = gate_up, down
         self.nbytes = gate_up.nbytes + down.nbytes
 
-    def __call__(self, x_te: Tensor) -> Tensor:
-        return self._down(gated_silu(self._gate_up(x_te)))
+    def __call__(self, x_te: Tensor, ops: Ops) -> Tensor:
+        return self.down(ops.gated_silu(self.gate_up(x_te)))
 
 
 class DecoderLayer:
@@ -89,12 +77,28 @@ class DecoderLayer:
         self._mlp_norm, self._mlp = mlp_norm, mlp
         self.nbytes = attn_norm.nbytes + attention.nbytes + mlp_norm.nbytes + mlp.nbytes
 
+    @property
+    def parts(self) -> LayerParts:
+        assert self._attn_norm.eps == self._mlp_norm.eps
+        return LayerParts(
+            attn_norm=self._attn_norm.weight,
+            qkv=self._attention.qkv,
+            attention=self._attention.layer,
+            out=self._attention.out,
+            mlp_norm=self._mlp_norm.weight,
+            gate_up=self._mlp.gate_up,
+            down=self._mlp.down,
+            eps=self._attn_norm.eps,
+        )
+
     def __call__(
-        self,
-        x_te: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        batch: AttentionBatch,
-        cache: tuple[Tensor, Tensor],
+        self, x_te: Tensor, pending_te: Tensor | None, ops: Ops, cache: tuple[Tensor, Tensor]
     ) -> Tensor:
-        x_te = x_te + self._attention(self._attn_norm(x_te), rotary, batch, cache)
-        return x_te.add_(self._mlp(self._mlp_norm(x_te)))
+        """What is still to be added to the stream, which the next norm does in passing.
+
+        ``x_te`` is changed: it takes up ``pending_te``, left by the layer before, and attention.
+        """
+        normed = ops.norm(x_te, pending_te, self._attn_norm.weight, self._attn_norm.eps)
+        mixed = self._attention(normed, ops, cache)
+        normed = ops.norm(x_te, mixed, self._mlp_norm.weight, self._mlp_norm.eps)
+        return self._mlp(normed, ops)

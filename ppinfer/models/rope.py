@@ -31,14 +31,18 @@ class RotaryTable:
         self._cos = torch.empty((0, head_dim), dtype=dtype, device=device)
         self._sin = torch.empty((0, head_dim), dtype=dtype, device=device)
 
-    def at(self, positions: Tensor, num_positions: int) -> tuple[Tensor, Tensor]:
-        """Two ``(T, 1, head_dim)`` for positions (T,), all below ``num_positions``."""
+    def tables(self, num_positions: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, each ``(n, head_dim)`` with at least ``num_positions`` rows."""
         while self._cos.shape[0] < num_positions:
             self._grow()
-        return (
-            self._cos.index_select(0, positions).unsqueeze(1),
-            self._sin.index_select(0, positions).unsqueeze(1),
-        )
+        return self._cos, self._sin
+
+    def at(self, positions: Tensor, num_positions: int) -> tuple[Tensor, Tensor]:
+        """Two ``(T, 1, head_dim)`` for positions (T,), all below ``num_positions``."""
+        cos, sin = self.tables(num_positions)
+        return cos.index_select(0, positions).unsqueeze(1), sin.index_select(
+            0, positions
+        ).unsqueeze(1)
 
     def _grow(self) -> None:
         first = self._cos.shape[0]
@@ -51,16 +55,6 @@ class RotaryTable:
             torch.cat((old, (new.float() * self._factor).to(old)))
             for old, new in zip((self._cos, self._sin), halves, strict=True)
         )
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate heads ``(T, heads, head_dim)``; each product and the sum round to the dtype of ``x``.
-
-    In the reference: ``x * cos + rotate_half(x) * sin``.
-    """
-    half = x.shape[-1] // 2
-    swapped = torch.cat((x[..., half:], x[..., :half]), -1)
-    return (x * cos).add_(swapped.mul_(sin))
 
 
 def inverse_frequencies(config: RopeConfig, head_dim: int) -> Tensor:

@@ -36,7 +36,7 @@ class Spread(Protocol):
 
 
 class EvenSpread:
-    """Always over all slots."""
+    """Always over all slots; what tests and simulations without measurements use."""
 
     def __init__(self, num_slots: int) -> None:
         self._num_slots = num_slots
@@ -96,7 +96,7 @@ class GenerateSchedule:
         budget = self._max_prefill_tokens
         for seq in slot.sequences:
             count = seq.num_unplanned
-            if seq.num_unplanned_prompt:
+            if seq.num_planned < seq.prompt_len:
                 count = min(count, budget)
                 budget -= count
             if count:

@@ -43,6 +43,12 @@ STEPS_A_SLOT = 2
 """Steps of one slot that may be in flight: one on the pipeline, and one that waits behind it."""
 
 
+# Shared by all plans, which nobody changes: a list a sequence and step would keep the garbage
+# collector busy.
+_LATEST = [PENDING]
+_NO_BLOCKS: list[int] = []
+
+
 class MicroBatchState(Enum):
     PREFILL = "prefill"  # some prompt is not computed yet
     GENERATE = "generate"  # every sequence decodes
@@ -215,7 +221,7 @@ class MicroBatchManager:
             drawn = len(tokens) + seq.num_pending
             assert start < end <= drawn
             assert end <= len(tokens) or count == 1, "of the tokens to be drawn, one at a time"
-            new_blocks: list[int] = []
+            new_blocks = _NO_BLOCKS
             if end > len(blocks) * block_size:
                 new_blocks = self.pool.allocate(self.pool.blocks_for(end) - len(blocks))
                 blocks += new_blocks
@@ -226,9 +232,9 @@ class MicroBatchManager:
                 new_blocks = blocks.copy()  # its shared prefix too
             steps.append(
                 SequenceStep(
-                    seq.request.seq_id,
+                    seq.seq_id,
                     start,
-                    tokens[start:end] if end <= len(tokens) else [PENDING],
+                    tokens[start:end] if end <= len(tokens) else _LATEST,
                     new_blocks,
                     end == drawn,
                 )

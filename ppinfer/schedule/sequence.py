@@ -38,14 +38,15 @@ class Sequence:
     slot: int | None = None
     announced: bool = False
     finish_reason: FinishReason | None = None
+    seq_id: int = field(init=False)
+    prompt_len: int = field(init=False)
+    _most_computed: int = field(init=False)
 
-    @property
-    def seq_id(self) -> int:
-        return self.request.seq_id
-
-    @property
-    def prompt_len(self) -> int:
-        return len(self.request.prompt_token_ids)
+    def __post_init__(self) -> None:
+        self.seq_id = self.request.seq_id
+        self.prompt_len = len(self.request.prompt_token_ids)
+        # The last token of all is drawn but never computed.
+        self._most_computed = self.prompt_len + self.request.params.max_tokens - 1
 
     @property
     def num_tokens(self) -> int:
@@ -61,16 +62,8 @@ class Sequence:
 
     @property
     def num_unplanned(self) -> int:
-        """Tokens that no plan covers yet: what is left of a prompt, or the latest drawn token.
-
-        The last token of all is drawn but never computed.
-        """
-        drawn = len(self.tokens) + self.num_pending
-        return min(drawn, self.prompt_len + self.request.params.max_tokens - 1) - self.num_planned
-
-    @property
-    def num_unplanned_prompt(self) -> int:
-        return max(self.prompt_len - self.num_planned, 0)
+        """Tokens that no plan covers yet: what is left of a prompt, or the latest drawn token."""
+        return min(len(self.tokens) + self.num_pending, self._most_computed) - self.num_planned
 
     @property
     def is_prefilling(self) -> bool:
@@ -100,7 +93,7 @@ class Sequence:
 
         The sampler draws no stop token before ``min_tokens``; the same is asked for here.
         """
-        request, num_output = self.request, self.num_output
-        if self.tokens[-1] in request.stop_ids and num_output >= request.params.min_tokens:
+        request = self.request
+        if self.tokens[-1] in request.stop_ids and self.num_output >= request.params.min_tokens:
             return "stop"
-        return "length" if num_output >= request.params.max_tokens else None
+        return "length" if len(self.tokens) > self._most_computed else None

@@ -1,40 +1,24 @@
-"""Where a stage's time goes. The clock is always in one state, so the parts sum to the wall."""
+"""Where a stage's time goes. The clock is always in one activity, so the parts sum to the wall."""
 
 from __future__ import annotations
 
 import time
-from enum import IntEnum
 
-from ppinfer.messages import StageStats
+from ppinfer.messages import StageStats, StageTrace
+from ppinfer.trace.clock import Activity, Clock
 
-
-class Activity(IntEnum):
-    COMPUTE = 0
-    SAMPLE = 1
-    WAIT_PLAN = 2
-    WAIT_INPUT = 3
-    SEND = 4
+__all__ = ["Activity", "StageClock"]
 
 
-class StageClock:
+class StageClock(Clock):
     def __init__(self) -> None:
-        self._seconds = [0.0] * len(Activity)
-        self._now = Activity.WAIT_PLAN
-        self._since = time.perf_counter()
+        super().__init__(Activity.WAIT_PLAN)
         self.steps = 0
         self.tokens = 0
         self.bytes_sent = 0
 
-    def enter(self, activity: Activity) -> None:
-        """Close the running span and begin another."""
-        now = time.perf_counter()
-        self._seconds[self._now] += now - self._since
-        self._now = activity
-        self._since = now
-
     def stats(self, stage: int, rss_bytes: int) -> StageStats:
-        self.enter(self._now)
-        seconds = self._seconds
+        seconds = self.seconds()
         return StageStats(
             stage=stage,
             steps=self.steps,
@@ -47,4 +31,13 @@ class StageClock:
             send=seconds[Activity.SEND],
             bytes_sent=self.bytes_sent,
             rss_bytes=rss_bytes,
+            prepare=seconds[Activity.PREPARE],
         )
+
+    def trace(self, on: bool, stage: int) -> StageTrace:
+        """Begin to record spans, or end it and hand over what was recorded."""
+        if on:
+            self.start_recording()
+            return StageTrace(stage, time.perf_counter_ns())
+        found = self.stop_recording()
+        return StageTrace(stage, time.perf_counter_ns(), found.start, found.packed, found.dropped)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ppinfer.kernels.native import build, library
 from ppinfer.messages import DeviceInfo
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -87,7 +88,8 @@ def num_cores() -> int:
 
 def software() -> str:
     """What, beside the device, decides how fast a step is here."""
-    return f"torch {torch.__version__}"
+    forced = os.environ.get(library.VARIABLE, "any")
+    return f"torch {torch.__version__}, kernels {build.sources_digest()} ({forced})"
 
 
 def _meminfo(name: str) -> int:

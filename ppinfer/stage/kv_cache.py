@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import mmap
-
 import torch
+
+from ppinfer.kernels.heap import mapped_zeros
 
 
 class KVCache:
@@ -12,7 +12,7 @@ class KVCache:
 
     On the CPU the memory is mapped but not touched, so it counts as resident only as blocks
     fill. Everything starts as zeros: attention multiplies masked positions by zero, which is
-    exact only for finite values.
+    exact only for finite values. In what order a block holds its numbers is the kernels' affair.
     """
 
     def __init__(
@@ -40,11 +40,6 @@ def block_bytes(
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    count = 1
-    for size in shape:
-        count *= size
-    # torch.zeros would write, and so make resident, every page at once.
-    pages = mmap.mmap(-1, count * dtype.itemsize)
-    return torch.frombuffer(pages, dtype=dtype, count=count).view(shape)
+    if device.type == "cpu":
+        return mapped_zeros(shape, dtype)
+    return torch.zeros(shape, dtype=dtype, device=device)

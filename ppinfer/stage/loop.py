@@ -25,6 +25,7 @@ from ppinfer.messages import (
     StepPlan,
     StepResult,
     ToStage,
+    TraceRequest,
 )
 from ppinfer.stage.clock import Activity, StageClock
 from ppinfer.stage.device import resident_bytes
@@ -78,6 +79,8 @@ class StageLoop:
                 self._step(message, pending.receive)
             elif isinstance(message, StatsRequest):
                 self._emit(self._clock.stats(self._manager.stage, resident_bytes()))
+            elif isinstance(message, TraceRequest):
+                self._emit(self._clock.trace(message.on, self._manager.stage))
             elif isinstance(message, Shutdown):
                 break
             else:
@@ -88,9 +91,11 @@ class StageLoop:
 
     def _next(self) -> _Pending:
         """The oldest message, with receives posted for the plans that are here already."""
-        self._clock.enter(Activity.WAIT_PLAN)
+        self._clock.enter(Activity.PREPARE)
         if not self._pending:
+            self._clock.enter(Activity.WAIT_PLAN)
             self._pending.append(_Pending(self._inbox.get()))
+            self._clock.enter(Activity.PREPARE)
         while not self._inbox.empty():
             self._pending.append(_Pending(self._inbox.get()))
         if self._links.inbox is not None:
@@ -110,25 +115,28 @@ class StageLoop:
                     pending.receive = self._links.inbox.post(shape)
 
     def _step(self, plan: StepPlan, receive: Receive | None) -> None:
-        clock = self._clock
-        clock.enter(Activity.COMPUTE)
+        clock, step_id = self._clock, plan.step_id
+        clock.enter(Activity.PREPARE, step_id)
         step = self._runner.begin(plan)
-        hidden = self._runner.forward(step, self._input(plan, receive))
+        hidden = self._input(plan, receive)
+        clock.enter(Activity.COMPUTE, step_id)
+        hidden = self._runner.forward(step, hidden)
         if self._links.outbox is not None:
-            clock.enter(Activity.SEND)
+            clock.enter(Activity.SEND, step_id)
             self._links.outbox.send(hidden)
             clock.bytes_sent += hidden.nbytes
         if self._manager.is_last:
-            clock.enter(Activity.SAMPLE)
+            clock.enter(Activity.SAMPLE, step_id)
             tokens = self._runner.sample(step, hidden)
-            clock.enter(Activity.SEND)
+            clock.enter(Activity.SEND, step_id)
             if self._links.token_outbox is not None and tokens:
                 # Before the driver hears of them, since stage 0 may be waiting.
                 self._links.token_outbox.send(self._runner.as_tensor([t.token for t in tokens]))
-            self._emit(StepResult(plan.step_id, tokens))
+            self._emit(StepResult(step_id, tokens))
             if self._manager.is_first:
                 self._feed.put(tokens)
         elif self._manager.is_first:
+            clock.enter(Activity.PREPARE, step_id)
             self._feed.expect(plan.sampled)
         clock.steps += 1
         clock.tokens += plan.num_tokens
@@ -136,16 +144,14 @@ class StageLoop:
     def _input(self, plan: StepPlan, receive: Receive | None) -> torch.Tensor:
         """Hidden states of the stage before, or on the first stage token ids."""
         if receive is not None:
-            self._clock.enter(Activity.WAIT_INPUT)
-            hidden = receive.wait()
-            self._clock.enter(Activity.COMPUTE)
-            return hidden
+            self._clock.enter(Activity.WAIT_INPUT, plan.step_id)
+            return receive.wait()
         self._feed.begin(plan)
         ids = [token for step in plan.steps for token in step.tokens]
         pending = [step.seq_id for step in plan.steps if step.tokens[0] == PENDING]
         if pending:
-            self._clock.enter(Activity.WAIT_INPUT)
+            self._clock.enter(Activity.WAIT_INPUT, plan.step_id)
             latest = iter(self._feed.latest(pending))
-            self._clock.enter(Activity.COMPUTE)
+            self._clock.enter(Activity.PREPARE, plan.step_id)
             ids = [next(latest) if token == PENDING else token for token in ids]
         return self._runner.as_tensor(ids)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from ppinfer.errors import StageError
+from ppinfer.kernels.argmax import argmax_rows
 from ppinfer.messages import NewSequence, SampledToken
 from ppinfer.stage.philox import uniform
 
@@ -99,24 +100,26 @@ class Sampler:
     ) -> list[SampledToken]:
         """One token a row of ``logits`` ``(rows, vocab)``, each for its place in ``positions``.
 
+        The logits may be of any float type; what is not greedy is computed in fp32.
+
         Raises:
             StageError: there is a NaN among the logits.
         """
-        best = logits.argmax(dim=-1)
-        if logits.gather(1, best[:, None]).isnan().any():  # a NaN counts as the highest
+        highest = argmax_rows(logits)
+        if -1 in highest:
             raise StageError(
                 "The last stage computed logits that are no numbers; the weights are damaged, or "
                 "too large for the dtype: try fp32 or bf16."
             )
-        highest = best.tolist()
         sampled = []
         for row, (seq_id, position) in enumerate(zip(seq_ids, positions, strict=True)):
             sampler = self._sequences[seq_id]
             if sampler.is_plain(position):
                 sampled.append(SampledToken(seq_id, highest[row]))
                 continue
-            token = sampler.draw(logits[row], position)
-            sampled.append(_with_logprobs(seq_id, token, logits[row], sampler.params.logprobs))
+            wide = logits[row].float()
+            token = sampler.draw(wide, position)
+            sampled.append(_with_logprobs(seq_id, token, wide, sampler.params.logprobs))
         return sampled
 
 

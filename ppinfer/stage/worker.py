@@ -125,6 +125,7 @@ class StageWorker:
 
         from ppinfer.comm.links import open_links
         from ppinfer.comm.stage_manager import PipelineStageManager
+        from ppinfer.kernels.native import library
         from ppinfer.models.config import ModelConfig
         from ppinfer.models.decoder import StageModel
         from ppinfer.stage.device import TORCH_DTYPES, free_bytes, resident_bytes
@@ -184,6 +185,7 @@ class StageWorker:
                 ),
                 load_seconds=time.perf_counter() - connected,
                 connect_seconds=connected - started,
+                note=(device.type == "cpu" and library.fallback_reason()) or "",
             )
         )
         cache = KVCache(

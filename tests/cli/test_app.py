@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -164,6 +165,25 @@ class TestDoctor:
         result = run("doctor")
         for word in ("Versions", "torch", "Row invariance", "gloo"):
             assert word in result.stdout
+
+    def test_kernels(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from ppinfer.kernels.native import library
+
+        def told() -> tuple[dict[str, Any], str]:
+            library.choice.cache_clear()
+            found = json.loads(run("doctor", "--json").stdout)
+            return found["kernels"], " ".join(found["slow"] + found["problems"])
+
+        monkeypatch.setenv(library.VARIABLE, "torch")
+        kernels, notes = told()
+        assert kernels["path"] == "torch"
+        assert "PPINFER_KERNELS asks for it." in notes
+        monkeypatch.setenv(library.VARIABLE, "quick")
+        assert "it may be one of" in told()[1]
+        monkeypatch.delenv(library.VARIABLE)
+        kernels, notes = told()
+        assert (kernels["path"] == "torch") == ("plain PyTorch" in notes)
+        assert (kernels["path"] == "torch") == (kernels["library"] is None)
 
     def test_problems_make_it_fail(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from ppinfer.cli import machine

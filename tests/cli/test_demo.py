@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.traces import check_events
 
 pytestmark = [
     pytest.mark.slow,
@@ -86,3 +87,29 @@ def test_signals_leave_nothing_running(number: signal.Signals, status: int) -> N
     while any(map(_of, stages)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert [pid for pid in stages if _of(pid)] == []
+
+
+def test_a_trace_of_a_run(tmp_path: Path) -> None:
+    file = tmp_path / "t.json"
+    prompts = ["The capital of France is", "One, two,", "Water is", "Once upon a time"]
+    options = ["-pp", "2", "--micro-batch-size", "2", "--max-tokens", "20", "--ignore-eos"]
+    subprocess.run(
+        [*PROGRAM, "generate", "demo", *prompts, *options, "--trace", str(file)],
+        capture_output=True,
+        check=True,
+    )
+    events = json.loads(file.read_text())["traceEvents"]
+    check_events(events)
+    arrows = [event for event in events if event["name"] == "hidden states"]
+    steps = {event["args"]["step"] for event in events if event.get("cat") == "compute"}
+    assert len(arrows) == 2 * len(steps)
+    shown = subprocess.run(
+        [*PROGRAM, "timeline", str(file)], capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.startswith("demo, ")
+    found = json.loads(
+        subprocess.run([*PROGRAM, "timeline", str(file), "--json"], capture_output=True).stdout
+    )
+    assert found["steady"]["steps"] >= 15  # of 20 tokens, in one micro-batch or two
+    for stage in found["total"]["stages"] + found["steady"]["stages"]:
+        assert stage["uncovered_share"] <= 0.01

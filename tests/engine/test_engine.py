@@ -338,3 +338,15 @@ def test_dummy_weights_need_a_config_alone(folder: Path, tmp_path: Path) -> None
             (result,) = engine.generate([[1, 2, 3]], FREE)
             tokens.add(tuple(result.token_ids))
     assert len(tokens) == 1
+
+
+def test_that_there_are_no_native_kernels_is_said_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.delenv("PPINFER_KERNELS", raising=False)
+    with PPInferEngine(folder, pp_size=2, micro_batch_size=3) as engine:
+        (note,) = [note for note in engine.notes if "native kernels" in note]
+        assert "cannot be used" in note
+        assert len(engine.generate([[5, 6, 7]], FREE)[0].token_ids) == 12

@@ -23,7 +23,7 @@ def clock(stage: int, at: float) -> StageStats:
 
 @pytest.fixture
 def meter() -> Meter:
-    return Meter(LAYOUTS, lambda: None)
+    return Meter(LAYOUTS, lambda: None, lambda: [1.0, 2.0])
 
 
 def ask(meter: Meter) -> Future[EngineReport]:

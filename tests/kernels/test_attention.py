@@ -15,6 +15,7 @@ from ppinfer.kernels import paged_batch
 from ppinfer.kernels.attention import AttentionBatch, paged_attention, write_kv
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("kernel_path")
 
 
 class Sequences:
@@ -170,11 +171,58 @@ def test_positions_and_slots() -> None:
     batch = AttentionBatch.build(
         [15, 0], [3, 2], [[7, 4], [2]], 16, config=Sequences([1]).shape, device=CPU
     )
-    assert batch.positions.tolist() == [15, 16, 17, 0, 1]
+    assert batch.index.positions.tolist() == [15, 16, 17, 0, 1]
     assert batch.num_positions == 18
     heads, size = 2, 16
     rows = [(7, 15), (4, 0), (4, 1), (2, 0), (2, 1)]
     expected = [(block * heads + h) * size + at for block, at in rows for h in range(heads)]
-    assert batch.slots.tolist() == expected
-    assert batch.fresh_blocks is not None
-    assert sorted(batch.fresh_blocks.tolist()) == [2, 4]
+    assert batch.index.slots.tolist() == expected
+    assert batch.index.fresh_blocks is not None
+    assert sorted(batch.index.fresh_blocks.tolist()) == [2, 4]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("kv_heads", "group", "dim"),
+    [
+        (3, 3, 64),
+        (1, 8, 64),
+        (1, 1, 80),
+        (2, 2, 96),
+        (1, 7, 128),
+        (1, 5, 40),
+        (2, 6, 6),
+        (1, 4, 256),
+    ],
+)
+def test_head_shapes(kv_heads: int, group: int, dim: int, dtype: torch.dtype) -> None:
+    """Every kind of head that the kernels treat in its own way, right and the same in chunks."""
+    sequences = Sequences([167, 40], kv_heads=kv_heads, group=group, dim=dim, dtype=dtype)
+    tolerance = 2e-5 if dtype == torch.float32 else 0.04
+    for window in (None, 50):
+        whole = [sequences.whole(i, window) for i in range(2)]
+        for i in range(2):
+            torch.testing.assert_close(
+                whole[i].double(), sequences.reference(i, window), atol=tolerance, rtol=tolerance
+            )
+        got = [
+            sequences.step([(0, start, min(7, 167 - start))], window)[0]
+            for start in range(0, 167, 7)
+        ]
+        assert torch.equal(torch.cat(got), whole[0])
+        decoded = [sequences.step([(0, 127 + at, 1), (1, at, 1)], window) for at in range(40)]
+        for i, rows in enumerate(zip(*decoded, strict=True)):
+            assert torch.equal(torch.cat(rows), whole[i][127:167] if i == 0 else whole[i])
+
+
+def test_a_head_too_large_for_the_native_kernels() -> None:
+    sequences = Sequences([20], kv_heads=1, group=2, dim=258)
+    torch.testing.assert_close(
+        sequences.whole(0).double(), sequences.reference(0), atol=2e-5, rtol=1e-5
+    )
+
+
+def test_bits_do_not_depend_on_the_block_size() -> None:
+    expected = Sequences([300]).whole(0)
+    for block_size in (32, 64, 128):
+        assert torch.equal(Sequences([300], block_size=block_size).whole(0), expected)

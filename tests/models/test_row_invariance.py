@@ -9,6 +9,8 @@ import torch
 from support.checkpoints import Chain, make_model, random_ids, save_model
 from torch import Tensor
 
+from ppinfer.kernels.native import library, paths
+
 DTYPES = [torch.float32, torch.bfloat16]
 LENGTHS = [1, 2, 3, 5, 8, 17, 31, 64, 127, 128, 129, 150, 33, 90, 4, 77]
 
@@ -86,6 +88,35 @@ def test_chunks(folder: Path, dtype: torch.dtype, chunk: int) -> None:
             parts.insert(step % 2, (1, 20 + step, [other[20 + step]]))
         got += [rows for (s, *_), rows in zip(parts, chain.step(parts), strict=True) if s == 0]
     assert_same([torch.cat(got)], [expected])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16"])
+@pytest.mark.parametrize("path", [*(path.name for path in paths.available()), "torch"])
+def test_kernel_paths(
+    folder: Path, path: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them, in chunks beside another sequence; and close to the plain one."""
+    ids, other = random_ids(150), random_ids(60, 1)
+    monkeypatch.setenv(library.VARIABLE, "torch")
+    library.choice.cache_clear()
+    (plain,) = alone(folder, dtype, [ids])
+    monkeypatch.setenv(library.VARIABLE, path)
+    library.choice.cache_clear()
+    try:
+        (expected,) = alone(folder, dtype, [ids])
+        chain = Chain(folder, dtype=dtype)
+        got = []
+        for start in range(0, 150, 15):
+            parts = [
+                (1, start // 3, other[start // 3 : start // 3 + 5]),
+                (0, start, ids[start : start + 15]),
+            ]
+            got.append(chain.step(parts)[1])
+        assert_same([torch.cat(got)], [expected])
+    finally:
+        library.choice.cache_clear()
+    tolerance = 1e-4 if dtype == torch.float32 else 0.5
+    torch.testing.assert_close(expected, plain, atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16"])

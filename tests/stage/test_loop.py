@@ -75,7 +75,8 @@ def test_the_parts_of_a_stages_time_sum_to_its_wall_clock(
     elapsed = time.perf_counter() - started
     pipeline.close()
     for stats in (first, last):
-        parts = stats.compute + stats.sample + stats.wait_plan + stats.wait_input + stats.send
+        parts = stats.compute + stats.sample + stats.prepare
+        parts += stats.wait_plan + stats.wait_input + stats.send
         assert stats.wall == pytest.approx(parts)
         assert stats.wall <= elapsed
         assert stats.compute > 0

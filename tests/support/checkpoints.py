@@ -140,7 +140,7 @@ class Chain:
             x = torch.tensor([token for _, _, ids in parts for token in ids])
             for stage, cache in zip(self.stages, self.caches, strict=True):
                 x = stage.forward(x, batch, cache)
-            logits = self.stages[-1].logits(x)
+            logits = self.stages[-1].logits(x).float()
         return list(logits.split([len(ids) for _, _, ids in parts]))
 
     def run(self, ids: Sequence[int], chunks: Sequence[int] = ()) -> Tensor:

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+from support.traces import two_stages
 from typer.testing import CliRunner, Result
 
 from ppinfer.cli import app
 from ppinfer.config import EngineConfig
+from ppinfer.engine.tracing import Tracing
 from ppinfer.errors import RequestError
 from ppinfer.request import RequestDelta, TokenLogprobs
 from ppinfer.sampling import SamplingParams
+from ppinfer.trace.model import Trace
 
 
 class FakeReport:
     def summary(self) -> str:
         return "3 tokens in 1.00 s = 3.0 tokens/s"
+
+
+class FakeTracer:
+    """A driver whose run is always the same."""
+
+    def trace(self, on: bool) -> Trace | None:
+        return None if on else two_stages()
 
 
 class FakeEngine:
@@ -41,6 +52,9 @@ class FakeEngine:
 
     def __exit__(self, *_: object) -> None:
         self.closed = True
+
+    def trace(self, path: Path, warn: Any = None) -> Tracing:
+        return Tracing(FakeTracer(), path, {"model": self.model}, warn)
 
     def report(self) -> FakeReport:
         return FakeReport()

@@ -1,0 +1,1 @@
+"""Benchmarks: how fast this machine runs a model, beside what else could run it."""

@@ -1,0 +1,127 @@
+// The entry points: plain C, called through ctypes. Each shares its rows out over `threads` threads.
+#include "argmax.h"
+#include "attention.h"
+#include "rows.h"
+#if defined(PPINFER_AMX)
+#include "layers.h"
+#endif
+#include <omp.h>
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+// Once a process, before anything else; whether the operating system allows what this path needs.
+EXPORT int ppinfer_begin() {
+#if defined(PPINFER_AMX)
+  return allow_tiles();
+#else
+  return 1;
+#endif
+}
+
+// As many threads as have something worth waking them for.
+INLINE int useful(int threads, double operations) {
+  const int most = 1 + (int)(operations / 20000);
+  return threads < most ? threads : most;
+}
+
+template <class T>
+static void attention(const Step &s, const Layer &layer, typename T::Element *q, typename T::Element *k,
+                      const typename T::Element *v, long stride, const typename T::Element *cos,
+                      const typename T::Element *sin, typename T::Element *k_pool, typename T::Element *v_pool,
+                      typename T::Element *out, int threads) {
+  const word *keys = (const word *)k_pool, *values = (const word *)v_pool;
+#pragma omp parallel num_threads(threads)
+  {
+    const int thread = omp_get_thread_num(), count = omp_get_num_threads();
+    const long tokens = s.num_tokens;
+    if (k) {
+      store_tokens(s, layer, cos ? q : nullptr, k, v, stride, cos, sin, k_pool, v_pool,
+                   (int)(tokens * thread / count), (int)(tokens * (thread + 1) / count));
+#pragma omp barrier
+    }
+    if (out) attend<T>(s, layer.window, q, stride, keys, values, out, thread, count);
+  }
+}
+
+// Rotates (where cos is given), stores (where k is) and attends (where out is). q, k and v are rows
+// of heads, `stride` elements from token to token; out is (tokens, heads, head_dim).
+EXPORT void ppinfer_attention(int is_bf16, const Step *s, const Layer *layer, void *q, void *k, void *v, long stride,
+                              void *cos, void *sin, void *k_pool, void *v_pool, void *out, int threads) {
+  if (is_bf16)
+    attention<Bf16>(*s, *layer, (bf16 *)q, (bf16 *)k, (bf16 *)v, stride, (bf16 *)cos, (bf16 *)sin, (bf16 *)k_pool,
+                    (bf16 *)v_pool, (bf16 *)out, threads);
+  else
+    attention<Fp32>(*s, *layer, (float *)q, (float *)k, (float *)v, stride, (float *)cos, (float *)sin,
+                    (float *)k_pool, (float *)v_pool, (float *)out, threads);
+}
+
+// Adds `addend` to x where there is one; out becomes the norm of x. All (rows, size).
+EXPORT void ppinfer_norm(int is_bf16, void *x, void *addend, void *weight, void *out, long rows, int size, float eps,
+                         int threads) {
+  threads = useful(threads, (double)rows * size);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    const long thread = omp_get_thread_num(), count = omp_get_num_threads();
+    const long first = rows * thread / count, last = rows * (thread + 1) / count;
+    if (is_bf16) norm_rows((bf16 *)x, (bf16 *)addend, (bf16 *)weight, (bf16 *)out, first, last, size, eps);
+    else norm_rows((float *)x, (float *)addend, (float *)weight, (float *)out, first, last, size, eps);
+  }
+}
+
+// (rows, 2 * inner) to (rows, inner).
+EXPORT void ppinfer_gate(int is_bf16, void *gate_up, void *out, long rows, int inner, int threads) {
+  threads = useful(threads, (double)rows * inner * 4);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    const long thread = omp_get_thread_num(), count = omp_get_num_threads();
+    const long first = rows * thread / count, last = rows * (thread + 1) / count;
+    if (is_bf16) gate_rows((bf16 *)gate_up, (bf16 *)out, first, last, inner);
+    else gate_rows((float *)gate_up, (float *)out, first, last, inner);
+  }
+}
+
+#if defined(PPINFER_AMX)
+// x (rows, size) times panels (see linear.h) plus bias, if any, to (rows, outputs), all bf16; size
+// is a multiple of 32.
+EXPORT void ppinfer_linear(void *x, void *panels, void *bias, void *out, long rows, long size, long outputs,
+                           int threads) {
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  linear_share((bf16 *)x, (bf16 *)panels, (bf16 *)bias, (bf16 *)out, rows, size, outputs, omp_get_thread_num(),
+               omp_get_num_threads());
+}
+
+// The residual stream x (tokens, hidden) through all layers of a stage, in place.
+EXPORT void ppinfer_layers(const Step *s, const DecoderLayer *layers, int num_layers, const Sizes *sizes,
+                           const Scratchpad *pad, void *x, void *cos, void *sin, int threads) {
+  Barrier barrier;
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp single
+    barrier.count = omp_get_num_threads();
+    run_layers<Bf16>(*s, layers, num_layers, *sizes, *pad, (bf16 *)x, (bf16 *)cos, (bf16 *)sin, barrier,
+                     omp_get_thread_num(), omp_get_num_threads());
+  }
+}
+#endif
+
+// The index of each row's greatest element, -1 where there is a NaN.
+EXPORT void ppinfer_argmax(int is_bf16, const void *x, int32_t *out, long rows, long size, int threads) {
+  threads = useful(threads, (double)rows * size);
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (long row = 0; row < rows; row++)
+    out[row] = is_bf16 ? argmax((const uint16_t *)x + row * size, size) : argmax((const float *)x + row * size, size);
+}
+
+// A plain read of `size` floats, for comparison.
+EXPORT float ppinfer_read(const float *data, long size, int threads) {
+  float result = 0;
+#pragma omp parallel num_threads(threads) reduction(+ : result)
+  {
+    const long lines = size / 64, thread = omp_get_thread_num(), count = omp_get_num_threads();
+    F sums[4] = {zero(), zero(), zero(), zero()};
+    for (long i = lines * thread / count; i < lines * (thread + 1) / count; i++)
+      UNROLL for (int j = 0; j < 4; j++) sums[j] = sums[j] + load(data + i * 64 + j * LANES);
+    result += sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  }
+  return result;
+}

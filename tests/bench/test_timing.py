@@ -1,0 +1,45 @@
+"""Figures of a run out of the moments at which its tokens came."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from ppinfer.bench.procfs import Reading, cpu_seconds, peak_bytes, reset_peak
+from ppinfer.bench.timing import Watched, summarise
+
+
+def test_a_run_is_split_where_every_sequence_has_its_first_token() -> None:
+    watched = Watched()
+    watched.started, watched.ended = 10.0, 20.0
+    found = summarise([[11.0, 12.0, 13.0], [12.0, 16.0, 20.0]], 3, watched)
+    assert found["seconds"] == 10.0
+    assert found["prefill_seconds"] == 2.0
+    assert found["first_token_seconds"] == 1.5
+    assert found["decoded"] == 3  # of the first sequence one, of the second two
+    assert found["token_p50"] == 1.0
+    assert found["token_p99"] == 4.0
+
+
+def test_a_sequence_that_ended_early_spoils_the_run() -> None:
+    with pytest.raises(RuntimeError, match="got 2 tokens instead of 3"):
+        summarise([[1.0, 2.0, 3.0], [1.0, 2.0]], 3, Watched())
+
+
+def test_processor_time_and_memory_of_a_process() -> None:
+    pid = os.getpid()
+    before = Reading.now([pid])
+    until = time.perf_counter() + 0.1
+    while time.perf_counter() < until:
+        pass
+    after = Reading.now([pid])
+    assert after.own - before.own >= 0.02
+    assert all(0.0 <= share <= 1.0 for share in after.shares_since(before))
+    block = bytearray(64 << 20)
+    assert peak_bytes(pid) >= len(block)
+    del block
+    reset_peak(pid)
+    assert peak_bytes(pid) > 0
+    assert cpu_seconds(2**22 + 1) == peak_bytes(2**22 + 1) == 0  # there is no such process
