@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ppinfer.kernels.heap import lasting
 from ppinfer.kernels.native import library
 from ppinfer.kernels.native.library import Kernels
 
@@ -107,10 +108,10 @@ def _own_kernels(dtype: torch.dtype, device: torch.device) -> Kernels | None:
 def _panels(weight_oi: Tensor) -> Tensor:
     """The layout of ``native/src/linear.h``."""
     outputs, inputs = weight_oi.shape
-    padded = weight_oi
-    if inputs % 32 or outputs % 32:  # a pad of nothing would copy too
-        padded = functional.pad(weight_oi, (0, -inputs % 32, 0, -outputs % 32))
-    return padded.view(padded.shape[0] // 16, 16, -1, 2).transpose(1, 2).contiguous()
+    if outputs % 32 or inputs % 32:  # a pad of nothing would copy too
+        weight_oi = functional.pad(weight_oi, (0, -inputs % 32, 0, -outputs % 32))
+    parts = weight_oi.view(weight_oi.shape[0] // 16, 16, -1, 2).transpose(1, 2)
+    return lasting(tuple(parts.shape), weight_oi.dtype).copy_(parts)
 
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:

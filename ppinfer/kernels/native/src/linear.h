@@ -21,23 +21,31 @@ INLINE void shape_tiles(int count) {
   _tile_loadconfig(&shapes);
 }
 
-// Two panels times 16 * `halves` rows from `x` on, `size` apart; sums into tiles 0 to 3.
-INLINE void multiply_panels(const bf16 *x, long size, int halves, const bf16 *one, const bf16 *two) {
+// Asks for a tile that the turns of the loop after the next four need.
+INLINE void prefetch_tile(const bf16 *tile) {
+  for (int i = 0; i < 16; i++) prefetch(tile + 4 * 512 + i * 32);
+}
+
+// Two panels times 16 * HALVES rows from `x` on, `size` apart; sums into tiles 0 to 3.
+template <int HALVES, bool FROM_MEMORY>
+INLINE void multiply_panels(const bf16 *x, long size, const bf16 *one, const bf16 *two) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
   for (long i = 0; i < size; i += 32) {
     _tile_loadd(4, x + i, size * 2);
+    if (FROM_MEMORY) prefetch_tile(one + i * 16);
     _tile_loadd(6, one + i * 16, 64);
     _tile_dpbf16ps(0, 4, 6);
-    if (halves > 1) {
+    if (HALVES > 1) {
       _tile_loadd(5, x + 16 * size + i, size * 2);
       _tile_dpbf16ps(2, 5, 6);
     }
+    if (FROM_MEMORY) prefetch_tile(two + i * 16);
     _tile_loadd(7, two + i * 16, 64);
     _tile_dpbf16ps(1, 4, 7);
-    if (halves > 1) _tile_dpbf16ps(3, 5, 7);
+    if (HALVES > 1) _tile_dpbf16ps(3, 5, 7);
   }
 }
 
@@ -71,7 +79,12 @@ static void linear(const bf16 *x, const bf16 *panels, const bf16 *bias, bf16 *ou
         const bf16 *one = panels + pair * 2 * 16 * size, *two = one + 16 * size;
         const int count = end - row < 32 ? (int)(end - row) : 32;
         if (count != shaped_for) shape_tiles(shaped_for = count);
-        multiply_panels(x + row * size, size, count > 16 ? 2 : 1, one, two);
+        const bf16 *start = x + row * size;
+        if (row > from) {  // after its first rows a pair is in cache
+          if (count > 16) multiply_panels<2, false>(start, size, one, two);
+          else multiply_panels<1, false>(start, size, one, two);
+        } else if (count > 16) multiply_panels<2, true>(start, size, one, two);
+        else multiply_panels<1, true>(start, size, one, two);
         _tile_stored(0, sums, 128);
         _tile_stored(1, sums + 16, 128);
         if (count > 16) {
