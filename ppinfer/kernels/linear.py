@@ -1,11 +1,12 @@
 """A linear layer whose output rows depend on their own input row alone, bit for bit.
 
-``Linear`` owns its storage behind one seam. On a CPU the weight is reordered once for oneDNN, whose
-result for a row does not change with the number of rows as long as there are at least two: a single
-row takes another code path inside oneDNN, so it is padded to two. That does not hold for bf16 in
-matrix registers (AMX), which oneDNN uses for some numbers of rows and not for others: it is told to
-leave them alone, and the native kernels' own product uses them. Elsewhere it is ``F.linear``, which
-promises nothing of the kind (MKL and cuBLAS pick kernels by shape).
+``Linear`` owns its storage behind one seam. On a CPU the native kernels' own product is used where
+they have one for the dtype. Otherwise the weight is reordered once for oneDNN, whose result for a
+row does not change with the number of rows as long as there are at least two: a single row takes
+another code path inside oneDNN, so it is padded to two. That would not hold for bf16 in matrix
+registers (AMX), which oneDNN uses for some numbers of rows and not for others: it is told to leave
+them alone. Elsewhere it is ``F.linear``, which promises nothing of the kind (MKL and cuBLAS pick
+kernels by shape).
 
 Shapes: T rows, I inputs, O outputs.
 """
@@ -13,6 +14,8 @@ Shapes: T rows, I inputs, O outputs.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,7 +23,24 @@ from torch.nn import functional
 
 from ppinfer.kernels.heap import lasting
 from ppinfer.kernels.native import library
-from ppinfer.kernels.native.library import Kernels
+
+Product = Callable[..., None]
+"""``linear`` of ``native/library.py``."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Of which numbers outputs and inputs are multiples; inputs that are multiplied together."""
+
+    outputs: int
+    inputs: int
+    beside: int
+
+
+_LAYOUTS = {
+    torch.float32: _Layout(outputs=48, inputs=1, beside=1),  # native/src/product.h
+    torch.bfloat16: _Layout(outputs=32, inputs=32, beside=2),  # native/src/linear.h
+}
 
 # Read by oneDNN when it is first used.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
@@ -38,11 +58,12 @@ class Linear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.out_features, self.in_features = weight.shape
-        self._kernels = _own_kernels(weight.dtype, weight.device)
+        self._product = _own_product(weight.dtype, weight.device)
         self._packed = can_pack(weight.dtype, weight.device)
         self._bias = bias
-        if self._kernels is not None:
-            self._weight = _panels(weight)
+        if self._product is not None:
+            self._weight, self._inputs = _panels(weight)
+            self._addresses = self._weight.data_ptr(), 0 if bias is None else bias.data_ptr()
             size = self._weight.nbytes
         elif self._packed:
             self._weight = torch.ops.mkldnn._reorder_linear_weight(weight)
@@ -54,8 +75,8 @@ class Linear:
 
     def __call__(self, x_ti: Tensor) -> Tensor:
         """``(T, I)`` to ``(T, O)`` in the weight's dtype."""
-        if self._kernels is not None:
-            return self._own_product(x_ti)
+        if self._product is not None:
+            return self._multiply(self._product, x_ti)
         if not self._packed:
             return functional.linear(x_ti, self._weight, self._bias)
         if x_ti.shape[0] == 1:
@@ -65,28 +86,27 @@ class Linear:
     @property
     def is_native(self) -> bool:
         """Whether a native kernel may compute with it, without padding its input."""
-        return self._kernels is not None and self.in_features % 32 == 0
+        return self._product is not None and self._inputs == self.in_features
 
     @property
     def addresses(self) -> tuple[int, int]:
-        """Of weight and bias, 0 without one; they stay as long as this layer does."""
-        return self._weight.data_ptr(), 0 if self._bias is None else self._bias.data_ptr()
+        """Of a native product's weight and bias, 0 without one; as long as this layer lives."""
+        return self._addresses
 
     def shares(self, weight: Tensor | None) -> bool:
         """Whether this layer computes with the very memory of ``weight``."""
         return weight is not None and self._weight is weight
 
-    def _own_product(self, x_ti: Tensor) -> Tensor:
-        rows, size = x_ti.shape[0], -(-self.in_features // 32) * 32
-        if size > self.in_features:
-            x_ti = functional.pad(x_ti, (0, size - self.in_features))
+    def _multiply(self, product: Product, x_ti: Tensor) -> Tensor:
+        if self._inputs > self.in_features:
+            x_ti = functional.pad(x_ti, (0, self._inputs - self.in_features))
         x_ti = x_ti.contiguous()
+        rows = x_ti.shape[0]
         out = x_ti.new_empty((rows, self.out_features))
-        assert self._kernels is not None
-        self._kernels.linear(
-            x_ti.data_ptr(), self._weight.data_ptr(),
-            0 if self._bias is None else self._bias.data_ptr(), out.data_ptr(), rows, size,
-            self.out_features, torch.get_num_threads(),
+        weight, bias = self._addresses
+        product(
+            x_ti.data_ptr(), weight, bias, out.data_ptr(), rows, self._inputs, self.out_features,
+            torch.get_num_threads(),
         )  # fmt: skip
         return out
 
@@ -97,21 +117,32 @@ class Linear:
         return out
 
 
-def _own_kernels(dtype: torch.dtype, device: torch.device) -> Kernels | None:
-    """The native kernels where they have a matrix product for this dtype."""
-    if device.type != "cpu" or dtype != torch.bfloat16:
-        return None
-    kernels = library.active()
-    return kernels if kernels is not None and kernels.linear is not None else None
+def _own_product(dtype: torch.dtype, device: torch.device) -> Product | None:
+    """The native matrix product for this dtype, where there is one."""
+    kernels = library.active() if device.type == "cpu" and dtype in _LAYOUTS else None
+    return None if kernels is None else kernels.linear.get(dtype)
 
 
-def _panels(weight_oi: Tensor) -> Tensor:
-    """The layout of ``native/src/linear.h``."""
+def _panels(weight_oi: Tensor) -> tuple[Tensor, int]:
+    """The layout of the native product, and how many inputs it has with their padding.
+
+    Panels of 16 outputs: (inputs / beside, 16 outputs, ``beside`` inputs).
+    """
     outputs, inputs = weight_oi.shape
-    if outputs % 32 or inputs % 32:  # a pad of nothing would copy too
-        weight_oi = functional.pad(weight_oi, (0, -inputs % 32, 0, -outputs % 32))
-    parts = weight_oi.view(weight_oi.shape[0] // 16, 16, -1, 2).transpose(1, 2)
-    return lasting(tuple(parts.shape), weight_oi.dtype).copy_(parts)
+    layout = _LAYOUTS[weight_oi.dtype]
+    missing = -inputs % layout.inputs
+    if missing:  # a pad of nothing would copy too
+        weight_oi = functional.pad(weight_oi, (0, missing))
+        inputs += missing
+    count = -(-outputs // layout.outputs) * layout.outputs // 16
+    panels = lasting((count, inputs // layout.beside, 16, layout.beside), weight_oi.dtype)
+    by_output = panels.transpose(1, 2)
+    full = outputs // 16
+    parts = weight_oi.view(outputs, -1, layout.beside)
+    by_output[:full].copy_(parts[: full * 16].view(full, 16, *parts.shape[1:]))
+    if outputs % 16:
+        by_output[full, : outputs % 16].copy_(parts[full * 16 :])
+    return panels, inputs
 
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:

@@ -64,6 +64,7 @@ class LayerStack:
         self._held = (tuple(layers), tuple(cache))  # what the pointers below point to
         self._buffers = buffers
         first = layers[0]
+        self._is_bf16 = int(first.attn_norm.dtype == torch.bfloat16)
         self._widths = {
             "norm": first.qkv.in_features,
             "qkv": first.qkv.out_features,
@@ -84,8 +85,8 @@ class LayerStack:
         )
         cos, sin = rotary.tables(batch.num_positions)
         self._kernels.layers(
-            batch.native, self._layers, len(self._layers), self._sizes, pad, x_te.data_ptr(),
-            cos.data_ptr(), sin.data_ptr(), torch.get_num_threads(),
+            self._is_bf16, batch.native, self._layers, len(self._layers), self._sizes, pad,
+            x_te.data_ptr(), cos.data_ptr(), sin.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         return x_te
 

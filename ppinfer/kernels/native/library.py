@@ -89,7 +89,8 @@ class Kernels:
     """The entry points of ``src/kernels.cpp``; pointers are integers, 0 where there is nothing.
 
     The first argument of most says whether elements are bf16 (else fp32), the last how many threads
-    may work. ``linear`` and ``layers`` are there on the path ``amx`` only.
+    may work. ``linear`` has the matrix products there are, by dtype: fp32 on every path but
+    ``plain``, bf16 on ``amx``; ``layers`` is for dtypes that have one.
     """
 
     path: str
@@ -99,7 +100,7 @@ class Kernels:
     gate: Any
     argmax: Any
     read: Any
-    linear: Any
+    linear: dict[torch.dtype, Any]
     layers: Any
 
 
@@ -187,17 +188,20 @@ def load(path: paths.KernelPath) -> Kernels:
         function.restype = None
     read = library.ppinfer_read
     read.argtypes, read.restype = [pointer, c_long, integer], c_float
-    linear = getattr(library, "ppinfer_linear", None)
-    if linear is not None:
-        linear.argtypes = [*([pointer] * 4), *([c_long] * 3), integer]
-        linear.restype = None
+    products = {}
+    for dtype, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
+        product = getattr(library, f"ppinfer_linear_{name}", None)
+        if product is not None:
+            product.argtypes = [*([pointer] * 4), *([c_long] * 3), integer]
+            product.restype = None
+            products[dtype] = product
     layers = getattr(library, "ppinfer_layers", None)
     if layers is not None:
         layers.argtypes = [
-            POINTER(StepData), POINTER(DecoderLayerData), integer, POINTER(SizesData),
-            POINTER(ScratchpadData), pointer, pointer, pointer, integer,
+            integer, POINTER(StepData), POINTER(DecoderLayerData), integer, POINTER(SizesData),
+            POINTER(ScratchpadData), *([pointer] * 3), integer,
         ]  # fmt: skip
         layers.restype = None
     if not library.ppinfer_begin():
         raise build.BuildError(f"the operating system does not allow {path.name}")
-    return Kernels(path.name, file, attention, norm, gate, argmax, read, linear, layers)
+    return Kernels(path.name, file, attention, norm, gate, argmax, read, products, layers)

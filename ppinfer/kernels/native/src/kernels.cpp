@@ -2,7 +2,7 @@
 #include "argmax.h"
 #include "attention.h"
 #include "rows.h"
-#if defined(PPINFER_AMX)
+#if !defined(PPINFER_PLAIN)
 #include "layers.h"
 #endif
 #include <omp.h>
@@ -80,26 +80,48 @@ EXPORT void ppinfer_gate(int is_bf16, void *gate_up, void *out, long rows, int i
   }
 }
 
-#if defined(PPINFER_AMX)
-// x (rows, size) times panels (see linear.h) plus bias, if any, to (rows, outputs), all bf16; size
-// is a multiple of 32.
-EXPORT void ppinfer_linear(void *x, void *panels, void *bias, void *out, long rows, long size, long outputs,
-                           int threads) {
+#if !defined(PPINFER_PLAIN)
+template <class E>
+static void linear(const void *x, const void *panels, const void *bias, void *out, long rows, long size, long outputs,
+                   int threads) {
+  threads = useful(threads, (double)rows * size * outputs / 5);
 #pragma omp parallel num_threads(threads) if (threads > 1)
-  linear_share((bf16 *)x, (bf16 *)panels, (bf16 *)bias, (bf16 *)out, rows, size, outputs, omp_get_thread_num(),
+  linear_share((const E *)x, (const E *)panels, (const E *)bias, (E *)out, rows, size, outputs, omp_get_thread_num(),
                omp_get_num_threads());
 }
 
-// The residual stream x (tokens, hidden) through all layers of a stage, in place.
-EXPORT void ppinfer_layers(const Step *s, const DecoderLayer *layers, int num_layers, const Sizes *sizes,
+// x (rows, size) times panels (see product.h) plus bias, if any, to (rows, outputs).
+EXPORT void ppinfer_linear_fp32(void *x, void *panels, void *bias, void *out, long rows, long size, long outputs,
+                                int threads) {
+  linear<float>(x, panels, bias, out, rows, size, outputs, threads);
+}
+
+#if defined(PPINFER_AMX)
+// The same in bf16 (see linear.h); size is a multiple of 32.
+EXPORT void ppinfer_linear_bf16(void *x, void *panels, void *bias, void *out, long rows, long size, long outputs,
+                                int threads) {
+  linear<bf16>(x, panels, bias, out, rows, size, outputs, threads);
+}
+#endif
+
+// The residual stream x (tokens, hidden) through all layers of a stage, in place; for types that
+// have a linear.
+EXPORT void ppinfer_layers(int is_bf16, const Step *s, const DecoderLayer *layers, int num_layers, const Sizes *sizes,
                            const Scratchpad *pad, void *x, void *cos, void *sin, int threads) {
   Barrier barrier;
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp single
     barrier.count = omp_get_num_threads();
-    run_layers<Bf16>(*s, layers, num_layers, *sizes, *pad, (bf16 *)x, (bf16 *)cos, (bf16 *)sin, barrier,
-                     omp_get_thread_num(), omp_get_num_threads());
+    const int thread = omp_get_thread_num(), count = omp_get_num_threads();
+    if (!is_bf16)
+      run_layers<Fp32>(*s, layers, num_layers, *sizes, *pad, (float *)x, (float *)cos, (float *)sin, barrier, thread,
+                       count);
+#if defined(PPINFER_AMX)
+    else
+      run_layers<Bf16>(*s, layers, num_layers, *sizes, *pad, (bf16 *)x, (bf16 *)cos, (bf16 *)sin, barrier, thread,
+                       count);
+#endif
   }
 }
 #endif

@@ -2,8 +2,11 @@
 // or to sleep.
 #pragma once
 #include "attention.h"
-#include "linear.h"
+#include "product.h"
 #include "rows.h"
+#if defined(PPINFER_AMX)
+#include "linear.h"
+#endif
 #include <omp.h>
 #include <sched.h>
 
