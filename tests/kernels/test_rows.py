@@ -11,12 +11,16 @@ from ppinfer.kernels.linear import Linear, can_pack
 
 DTYPES = [torch.float32, torch.bfloat16]
 COUNTS = [1, 2, 3, 7, 8, 16, 31, 64, 200]
+SIZES = [(64, 64), (40, 97), (33, 50), (576, 200), (7, 3), (1537, 49)]
+"""Inputs and outputs; 200 rows of the last do not fit a cache, so they are multiplied in blocks."""
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16"])
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
-@pytest.mark.parametrize(("inputs", "outputs"), [(64, 64), (40, 97), (33, 50), (576, 200), (7, 3)])
-def test_linear(inputs: int, outputs: int, bias: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("inputs", "outputs"), SIZES)
+def test_linear(
+    inputs: int, outputs: int, bias: bool, dtype: torch.dtype, kernel_path: str
+) -> None:
     if not can_pack(dtype, torch.device("cpu")):
         pytest.skip("no reordered linears for this type on this processor")
     generator = torch.Generator().manual_seed(0)
