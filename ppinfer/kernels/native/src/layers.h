@@ -81,9 +81,18 @@ static void run_layers(const Step &s, const DecoderLayer *layers, int num_layers
     multiply(mixed, layer.out, added, q_width, sizes.hidden);
     norm_rows(x, added, (const E *)layer.mlp_norm, normed, first, last, sizes.hidden, layer.eps);
     barrier.wait();
-    multiply(normed, layer.gate_up, gate_up, sizes.hidden, 2 * sizes.inner);
-    gate_rows(gate_up, gated, first, last, sizes.inner);
-    barrier.wait();
+#if defined(PPINFER_AMX)
+    if constexpr (T::PER_WORD == 2) {  // `inner` is a multiple of 32, being the size of `down`
+      gated_share(normed, (const E *)layer.gate_up.panels, (const E *)layer.gate_up.bias, gated, rows, sizes.hidden,
+                  sizes.inner, thread, count);
+      barrier.wait();
+    } else
+#endif
+    {
+      multiply(normed, layer.gate_up, gate_up, sizes.hidden, 2 * sizes.inner);
+      gate_rows(gate_up, gated, first, last, sizes.inner);
+      barrier.wait();
+    }
     multiply(gated, layer.down, added, sizes.inner, sizes.hidden);
   }
   add_rows(x, added, first, last, sizes.hidden);

@@ -4,9 +4,11 @@
 // to a multiple of 32, and panels to an even number. An output is one chain of sums over 32 inputs.
 #pragma once
 #include "amx.h"
+#include "rows.h"
 
 // What should stay in the second-level cache: rows of x, and beside them panels, in bytes.
 static const long X_BYTES = 640 << 10, PANEL_BYTES = 320 << 10;
+static const long AHEAD = 4;  // turns of 32 inputs between asking for a tile and needing it
 
 // Tiles for `count` rows, 32 at most: none is read or written past them.
 INLINE void shape_tiles(int count) {
@@ -21,52 +23,115 @@ INLINE void shape_tiles(int count) {
   _tile_loadconfig(&shapes);
 }
 
-// Asks for a tile that the turns of the loop after the next four need.
+// Which panels are multiplied together: from pair to pair it is `step` elements, from the first panel
+// of a pair to the second `apart`.
+struct Pairs {
+  const bf16 *first;
+  long step, apart;
+};
+
+// What becomes of a row of 32 sums: an output each.
+struct StoreBoth {
+  const bf16 *bias;
+  bf16 *out;
+  long outputs;
+
+  INLINE void part(const float *sums, const bf16 *bias, bf16 *to, int n) {
+    const F x = load(sums);
+    store_up_to(to, bias ? x + load_up_to(bias, n) : x + zero(), n);
+  }
+  INLINE_MEMBER void operator()(const float *sums, long row, long pair) const {
+    const long at = pair * 32;
+    bf16 *to = out + row * outputs + at;
+    if (outputs - at >= 32) {
+      const F low = bias ? load(bias + at) : zero(), high = bias ? load(bias + at + 16) : zero();
+      _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh((load(sums + 16) + high).v, (load(sums) + low).v));
+      return;
+    }
+    part(sums, bias ? bias + at : nullptr, to, (int)(outputs - at));
+    if (outputs - at > 16) part(sums + 16, bias ? bias + at + 16 : nullptr, to + 16, (int)(outputs - at - 16));
+  }
+};
+
+// Or 16 gates and their 16 values, which become 16 outputs (see gate_rows).
+struct StoreGated {
+  const bf16 *bias;
+  bf16 *out;
+  long inner;
+
+  INLINE_MEMBER void operator()(const float *sums, long row, long pair) const {
+    const long at = pair * 16;
+    F gate = load(sums), up = load(sums + 16);
+    if (bias) {
+      gate = gate + load(bias + at);
+      up = up + load(bias + inner + at);
+    }
+    store(out + row * inner + at, gated(out, rounded(out, gate), rounded(out, up)));
+  }
+};
+
+// Sums of 32 rows and a pair of panels, stored while the next ones are multiplied: vector and matrix
+// registers work side by side.
+template <class Store> struct Unstored {
+  const Store &store;
+  alignas(64) float sums[32 * 32];
+  long row = 0, pair = 0;
+  int next = 0, count = 0;
+
+  INLINE_MEMBER void some(int rows) {
+    for (const int end = next + rows < count ? next + rows : count; next < end; next++)
+      store(sums + next * 32, row + next, pair);
+  }
+  INLINE_MEMBER void take(long of_row, long of_pair, int rows) {
+    some(32);
+    _tile_stored(0, sums, 128);
+    _tile_stored(1, sums + 16, 128);
+    if (rows > 16) {
+      _tile_stored(2, sums + 16 * 32, 128);
+      _tile_stored(3, sums + 16 * 32 + 16, 128);
+    }
+    settle();
+    row = of_row, pair = of_pair, next = 0, count = rows;
+  }
+};
+
 INLINE void prefetch_tile(const bf16 *tile) {
-  for (int i = 0; i < 16; i++) prefetch(tile + 4 * 512 + i * 32);
+  for (int i = 0; i < 16; i++) prefetch(tile + i * 32);
 }
 
-// Two panels times 16 * HALVES rows from `x` on, `size` apart; sums into tiles 0 to 3.
-template <int HALVES, bool FROM_MEMORY>
-INLINE void multiply_panels(const bf16 *x, long size, const bf16 *one, const bf16 *two) {
+// A pair of panels times 16 * HALVES rows from `x` on, `size` apart; sums into tiles 0 to 3. Panels
+// that come from memory are asked for some turns ahead, at the end of a pair those of the next.
+template <int HALVES, bool FROM_MEMORY, class Store>
+INLINE void multiply_pair(const bf16 *x, long size, const Pairs &pairs, long pair, Unstored<Store> &unstored) {
+  const bf16 *one = pairs.first + pair * pairs.step, *two = one + pairs.apart;
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
   for (long i = 0; i < size; i += 32) {
+    const long later = i + AHEAD * 32, ahead = later < size ? later * 16 : (later - size) * 16 + pairs.step;
     _tile_loadd(4, x + i, size * 2);
-    if (FROM_MEMORY) prefetch_tile(one + i * 16);
+    if (FROM_MEMORY) prefetch_tile(one + ahead);
     _tile_loadd(6, one + i * 16, 64);
     _tile_dpbf16ps(0, 4, 6);
     if (HALVES > 1) {
       _tile_loadd(5, x + 16 * size + i, size * 2);
       _tile_dpbf16ps(2, 5, 6);
     }
-    if (FROM_MEMORY) prefetch_tile(two + i * 16);
+    if (FROM_MEMORY) prefetch_tile(two + ahead);
     _tile_loadd(7, two + i * 16, 64);
     _tile_dpbf16ps(1, 4, 7);
     if (HALVES > 1) _tile_dpbf16ps(3, 5, 7);
+    unstored.some(2);
   }
 }
 
-INLINE void store_both(bf16 *p, F low, F high) {
-  _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(high.v, low.v));
-}
-
-// The last panels of a matrix whose outputs are no multiple of 32.
-static void store_narrow(const float *sums, const bf16 *bias, bf16 *to, long stride, int rows, int width) {
-  for (int i = 0; i < width; i += 16) {
-    const int n = width - i < 16 ? width - i : 16;
-    const F offset = bias ? load_some(bias + i, n) : zero();
-    for (int r = 0; r < rows; r++) store_some(to + r * stride + i, load(sums + r * 32 + i) + offset, n);
-  }
-}
-
-// Panels first to last (exclusive, pairs) of x (rows, size) into out (rows, outputs).
-static void linear(const bf16 *x, const bf16 *panels, const bf16 *bias, bf16 *out, long rows, long size, long outputs,
-                   long first, long last) {
+// Pairs first to last (exclusive) of panels times x (rows, size).
+template <class Store>
+static void multiply(const bf16 *x, long rows, long size, const Pairs &pairs, long first, long last,
+                     const Store &store) {
   if (first >= last) return;
-  alignas(64) float sums[32 * 32];
+  Unstored<Store> unstored{store};
   int shaped_for = 0;
   const long most_rows = X_BYTES / (size * 64) > 0 ? X_BYTES / (size * 64) * 32 : 32;
   const long most_pairs = PANEL_BYTES / (size * 64) > 0 ? PANEL_BYTES / (size * 64) : 1;
@@ -74,41 +139,41 @@ static void linear(const bf16 *x, const bf16 *panels, const bf16 *bias, bf16 *ou
     const long end = from + most_rows < rows ? from + most_rows : rows;
     for (long begin = first; begin < last; begin += most_pairs) {
       const long stop = begin + most_pairs < last ? begin + most_pairs : last;
-      for (long row = from; row < end; row += 32)
-        for (long pair = begin; pair < stop; pair++) {
-        const bf16 *one = panels + pair * 2 * 16 * size, *two = one + 16 * size;
+      for (long row = from; row < end; row += 32) {
         const int count = end - row < 32 ? (int)(end - row) : 32;
         if (count != shaped_for) shape_tiles(shaped_for = count);
-        const bf16 *start = x + row * size;
-        if (row > from) {  // after its first rows a pair is in cache
-          if (count > 16) multiply_panels<2, false>(start, size, one, two);
-          else multiply_panels<1, false>(start, size, one, two);
-        } else if (count > 16) multiply_panels<2, true>(start, size, one, two);
-        else multiply_panels<1, true>(start, size, one, two);
-        _tile_stored(0, sums, 128);
-        _tile_stored(1, sums + 16, 128);
-        if (count > 16) {
-          _tile_stored(2, sums + 16 * 32, 128);
-          _tile_stored(3, sums + 16 * 32 + 16, 128);
+        const bool is_new = row == from;  // after its first rows a pair is in cache
+        for (long pair = begin; pair < stop; pair++) {
+          const bf16 *start = x + row * size;
+          if (count > 16) {
+            if (is_new) multiply_pair<2, true>(start, size, pairs, pair, unstored);
+            else multiply_pair<2, false>(start, size, pairs, pair, unstored);
+          } else {
+            if (is_new) multiply_pair<1, true>(start, size, pairs, pair, unstored);
+            else multiply_pair<1, false>(start, size, pairs, pair, unstored);
+          }
+          unstored.take(row, pair, count);
         }
-        const long at = pair * 32;
-        const int width = outputs - at < 32 ? (int)(outputs - at) : 32;
-        bf16 *to = out + row * outputs + at;
-        if (width < 32) store_narrow(sums, bias ? bias + at : nullptr, to, outputs, count, width);
-        else {
-          const F low = bias ? load(bias + at) : zero(), high = bias ? load(bias + at + 16) : zero();
-          for (int r = 0; r < count; r++)  // a line of the cache at a time
-            store_both(to + r * outputs, load(sums + r * 32) + low, load(sums + r * 32 + 16) + high);
-        }
-        }
+      }
     }
   }
+  unstored.some(32);
   end_tiles();
 }
 
-// One of `count` threads' share of the outputs.
+// One of `count` threads' share of x (rows, size) times panels plus bias, if any, to (rows, outputs).
 static void linear_share(const bf16 *x, const bf16 *panels, const bf16 *bias, bf16 *out, long rows, long size,
                          long outputs, int thread, int count) {
   const long pairs = (outputs + 31) / 32;
-  linear(x, panels, bias, out, rows, size, outputs, pairs * thread / count, pairs * (thread + 1) / count);
+  multiply(x, rows, size, {panels, 32 * size, 16 * size}, pairs * thread / count, pairs * (thread + 1) / count,
+           StoreBoth{bias, out, outputs});
+}
+
+// The same of gates and values (2 * inner outputs) and what gate_rows makes of them, to (rows, inner),
+// a multiple of 16.
+static void gated_share(const bf16 *x, const bf16 *panels, const bf16 *bias, bf16 *out, long rows, long size,
+                        long inner, int thread, int count) {
+  const long pairs = inner / 16;
+  multiply(x, rows, size, {panels, 16 * size, inner * size}, pairs * thread / count, pairs * (thread + 1) / count,
+           StoreGated{bias, out, inner});
 }

@@ -49,15 +49,19 @@ static void norm_rows(E *x, const E *addend, const E *weight, E *out, long first
   }
 }
 
-// silu(gate) * up of rows (2 * inner), the gate first; silu is rounded before.
+// silu(gate) * up; silu is rounded before.
+template <class E> INLINE F gated(const E *type, F gate, F up) {
+  const F e = exp(zero() - larger(all(-88.0f), gate));
+  return rounded(type, gate / (all(1.0f) + e)) * up;
+}
+
+// The same of rows (2 * inner), the gate first.
 template <class E> static void gate_rows(const E *gate_up, E *out, long first, long last, int inner) {
   for (long r = first; r < last; r++) {
     const E *gate = gate_up + r * 2 * inner, *up = gate + inner;
     for (int i = 0; i < inner; i += LANES) {
-      const F x = load_up_to(gate + i, inner - i);
-      const F e = exp(zero() - larger(all(-88.0f), x));
-      const F y = rounded(gate, x / (all(1.0f) + e));
-      store_up_to(out + r * inner + i, y * load_up_to(up + i, inner - i), inner - i);
+      const int n = inner - i;
+      store_up_to(out + r * inner + i, gated(gate, load_up_to(gate + i, n), load_up_to(up + i, n)), n);
     }
   }
 }

@@ -14,7 +14,8 @@
 #include <immintrin.h>
 #endif
 
-#define INLINE static inline __attribute__((always_inline))
+#define INLINE_MEMBER inline __attribute__((always_inline))
+#define INLINE static INLINE_MEMBER
 #define UNROLL _Pragma("GCC unroll 8")
 
 typedef uint16_t bf16;
