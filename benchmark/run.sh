@@ -32,6 +32,7 @@ if [ "$quick" = yes ]; then
         --output "$OUT/scaling" --plot "$OUT/scaling.png"
     bench latency demo --prompts 128 --new 32 --contexts 128,512,1024 --pp-sizes 2 --repeats 1 \
         --output "$OUT/latency" --plot "$OUT/latency.png"
+    bench invariance demo --rows 1,32,512 --repeats 1 --output "$OUT/invariance"
     bench comm --stages 2,3 --sizes 18432,589824 --repeats 1 --output "$OUT/comm"
     bench loading --layers 2,8 --repeats 1 --output "$OUT/load_size" --plot "$OUT/load_size.png"
     exit
@@ -42,5 +43,6 @@ bench throughput demo --pp-sizes 1,2,4 \
 bench throughput llama-7b --output "$OUT/throughput_llama_7b"
 bench scaling demo --repeats 2 --output "$OUT/scaling" --plot "$OUT/scaling.png"
 bench latency demo --output "$OUT/latency" --plot "$OUT/latency.png"
+bench invariance demo --output "$OUT/invariance"
 bench comm --repeats 2 --output "$OUT/comm"
 bench loading --output "$OUT/load_size" --plot "$OUT/load_size.png"

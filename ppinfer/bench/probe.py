@@ -17,7 +17,7 @@ from ppinfer.kernels.linear import Linear
 from ppinfer.kernels.native import library
 from ppinfer.models.config import ModelConfig
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _SECONDS = 0.15
 """How long one figure is measured, at least three repetitions."""
 _PRODUCT_SIZES = (1024, 2048)
@@ -35,7 +35,7 @@ class Probe:
         torch.set_num_threads(threads)
         return {
             "bandwidth": read_bandwidth(num_bytes),
-            "peak": matrix_rate(_DTYPES[dtype]),
+            "peak": matrix_rate(DTYPES[dtype]),
         }
 
     def prepare(
@@ -47,15 +47,15 @@ class Probe:
         """
         torch.set_num_threads(threads)
         model = msgspec.convert(config, ModelConfig)
-        kind = _DTYPES[dtype]
+        kind = DTYPES[dtype]
         wanted = max(1, round(model.num_layers / parts))
         affordable = _MOST_WEIGHTS // parts // (model.layer_parameters * kind.itemsize)
         count = max(1, min(wanted, affordable))
         self._layers = [
-            [Linear(_weights(rows, columns, kind)) for rows, columns in layer_matrices(model)]
+            [Linear(weights(rows, columns, kind)) for rows, columns in layer_matrices(model)]
             for _ in range(count)
         ]
-        self._head = Linear(_weights(model.vocab_size, model.hidden_size, kind))
+        self._head = Linear(weights(model.vocab_size, model.hidden_size, kind))
         self._dtype = kind
         return {"scale": model.num_layers / parts / count}
 
@@ -105,7 +105,7 @@ def call_seconds(dtype: torch.dtype) -> float:
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # what threads need to begin and end together is part of a product
-    linear, x_ti = Linear(_weights(32, 32, dtype)), torch.zeros(2, 32, dtype=dtype)
+    linear, x_ti = Linear(weights(32, 32, dtype)), torch.zeros(2, 32, dtype=dtype)
     seconds = best_seconds(lambda: linear(x_ti))
     torch.set_num_threads(threads)
     return seconds
@@ -158,5 +158,5 @@ def best_seconds(work: Callable[[], object]) -> float:
     return best
 
 
-def _weights(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+def weights(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(rows, columns, dtype=dtype).normal_(0.0, columns**-0.5)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -38,7 +38,7 @@ class Worker:
 
     def __init__(
         self, kind: str, *, memory_limit: int = 0, threads: int | None = None,
-        pass_fds: Sequence[int] = (),
+        pass_fds: Sequence[int] = (), environment: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         self.name = kind
         command = [sys.executable, "-P", "-m", "ppinfer.bench.worker", kind]
@@ -51,7 +51,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=_environment(threads),
+            env=_environment(threads) | dict(environment or {}),
             pass_fds=pass_fds,
             start_new_session=True,
         )

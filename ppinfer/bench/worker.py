@@ -26,6 +26,7 @@ KINDS = {
     "hf": "ppinfer.bench.run_hf:HFRunner",
     "probe": "ppinfer.bench.probe:Probe",
     "hop": "ppinfer.bench.hop:HopStage",
+    "products": "ppinfer.bench.run_products:ProductsRunner",
 }
 _PATIENCE = 3.0
 """Seconds that a request under way is given to end once nobody waits for its answer."""

@@ -14,7 +14,7 @@ from ppinfer.cli.terminal import guarded
 from ppinfer.errors import ConfigError
 
 app = typer.Typer(
-    help="Measure this machine: throughput, latency, transports, scaling, loading.",
+    help="Measure this machine: throughput, latency, transports, scaling, loading, invariance.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -220,7 +220,27 @@ def loading(
         out.draw(lambda path: plots.plot_lines(bench.panels(cells), path))
 
 
-for _command in (throughput, latency, comm, scaling, loading):
+def invariance(
+    model: _Model,
+    *,
+    rows: Annotated[str, typer.Option(help="Rows of a product, a list.")] = "1,8,16,32,128,512",
+    dtypes: _Dtypes = "bf16,fp32",
+    repeats: _Repeats = 3,
+    as_json: _AsJson = False,
+    output: _Output = None,
+) -> None:
+    """What row-invariance costs: linear layers beside those that promise nothing."""
+    from ppinfer.bench import cases
+    from ppinfer.bench import invariance as bench
+    from ppinfer.bench.named import opened
+
+    counts, kinds = cases.parse_counts(rows, "rows"), cases.parse_dtypes(dtypes)
+    with outcome("invariance", as_json, output, None) as out, opened(model) as subject:
+        for found in bench.measure_invariance(subject, kinds, counts, repeats, out.notice):
+            out.keep(found, [bench.table(found, model)])
+
+
+for _command in (throughput, latency, comm, scaling, loading, invariance):
     app.command(help=" ".join((_command.__doc__ or "").split()))(guarded(_command))
 
 

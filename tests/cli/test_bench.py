@@ -58,6 +58,18 @@ def test_scaling_and_loading() -> None:
     assert "Loading against model size" in done.out
 
 
+def test_invariance_has_a_price_for_every_number_of_rows() -> None:
+    done = run_cli("bench", "invariance", "toy", "--rows", "1,4", "--repeats", "2", "--json")
+    assert done.status == 0, done.err
+    prices = json.loads(done.out)["results"]
+    assert {(price["dtype"], price["rows"]) for price in prices} == {
+        (dtype, rows) for dtype in ("bf16", "fp32") for rows in (1, 4)
+    }
+    for price in prices:
+        assert "F.linear" in price["free"]
+        assert all(len(times) == 2 for times in (price["own"], *price["free"].values()))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
