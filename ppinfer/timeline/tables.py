@@ -19,11 +19,12 @@ def sections(analysis: Analysis) -> list[tuple[str, Section]]:
 
 
 def describe(title: str, section: Section) -> str:
-    """A line: how long, how many steps, how fast."""
+    """A line: how long, how many steps, new tokens a second, when no stage was at work."""
     name = "steady decode" if title == _TITLES[1] else "whole run"
     return (
         f"{name}: {section.seconds:.3f} s, {section.steps} steps, "
-        f"{section.new_tokens / section.seconds:,.0f} tokens/s decoded, "
+        f"{section.new_tokens / section.seconds:,.0f} tokens/s, "
+        f"idle {section.idle_share:.1%}, "
         f"driver {section.driver_seconds_per_step * 1e6:.0f} us a step"
     )
 

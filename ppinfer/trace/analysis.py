@@ -80,7 +80,9 @@ class Section:
     """``start`` and ``end`` are seconds of the trace. Steps count where the last stage ends them.
 
     ``tokens`` are those that the steps computed, ``new_tokens`` those that decode steps did.
-    ``driver_seconds_per_step`` is the driver's work: everything but waiting.
+    ``idle_share`` is the part of it in which no stage was at work: where stages work in turn each
+    waits for the others, and only this is lost. ``driver_seconds_per_step`` is the driver's work:
+    everything but waiting.
     """
 
     start: float
@@ -90,6 +92,7 @@ class Section:
     tokens: int
     new_tokens: int
     stages: list[StageTime]
+    idle_share: float
     bubbles: list[Bubble]
     driver: dict[str, Part]
     driver_seconds_per_step: float
@@ -135,6 +138,9 @@ class _Analyst:
         driver = _grouped(clip(trace.driver.spans, start, end), lambda span: span.activity)
         parts = {name: Part.of(spans, seconds) for name, spans in driver.items()}
         worked = sum(part.seconds for name, part in parts.items() if name in DRIVER_WORK)
+        any_stage = Union(
+            (span.start, span.end) for spans in clipped for span in spans if span.activity in WORK
+        )
         return Section(
             start=start / 1e9,
             end=end / 1e9,
@@ -145,6 +151,7 @@ class _Analyst:
             stages=[
                 self._stage(stage, clipped[stage], start, end) for stage in range(len(clipped))
             ],
+            idle_share=1 - any_stage.overlap(start, end) / max(end - start, 1),
             bubbles=[
                 bubble
                 for stage, spans in enumerate(clipped)

@@ -24,7 +24,7 @@ def test_lanes_and_tables(file: Path) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
     assert lines[0] == "toy, 2 stages, 2 micro-batches"
-    assert lines[1].startswith("whole run: 0.230 s, 22 steps, 261 tokens/s decoded, driver ")
+    assert lines[1].startswith("whole run: 0.230 s, 22 steps, 261 tokens/s, idle 10.9%, driver ")
     assert lines[2].startswith("steady decode: ")
     assert sum(line.startswith("stage 1 ") for line in lines) >= 1
     assert "Bubbles by cause and stage" in result.stdout

@@ -38,6 +38,14 @@ def test_the_whole_run() -> None:
     assert (first.prefill_step, last.prefill_step) == pytest.approx((0.008, 0.007))
 
 
+def test_what_is_lost_is_when_no_stage_works() -> None:
+    """Each step's last millisecond, before the first and after the last of them."""
+    found = analyse(two_stages(decodes=20, prefills=2))
+    assert found.steady is not None
+    assert found.total.idle_share == pytest.approx((1 + 22 + 2) / 230)
+    assert found.steady.idle_share == pytest.approx(17 / 179)
+
+
 def test_the_steady_decode_has_no_ends() -> None:
     steady = analyse(two_stages(decodes=20, prefills=2)).steady
     assert steady is not None
