@@ -7,6 +7,7 @@
     │   └── UnknownArchitectureError    no policy is registered for the model's architecture
     ├── CapacityError                   the model or one request does not fit in the memory given
     ├── StageError                      a stage process failed, died, or did not answer in time
+    ├── ServerError                     an HTTP server cannot be reached, or does not answer as one should
     ├── TraceError                      a trace cannot be made or written, or a file is none
     └── EngineClosedError               the engine was used after ``close()``
 
@@ -49,6 +50,10 @@ class StageError(PPInferError):
     def __init__(self, message: str, stage: int | None = None) -> None:
         super().__init__(message)
         self.stage = stage
+
+
+class ServerError(PPInferError):
+    """An HTTP server, ours or another, cannot be reached, or does not answer as one should."""
 
 
 class TraceError(PPInferError):

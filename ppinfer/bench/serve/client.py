@@ -1,0 +1,199 @@
+"""The HTTP side: one server, one endpoint, streamed answers. Needs aiohttp."""
+
+from __future__ import annotations
+
+import resource
+import ssl
+import time
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import msgspec
+
+from ppinfer.bench.serve.answer import AnswerReader, BadAnswer, reason_in
+from ppinfer.bench.serve.records import RequestRecord
+from ppinfer.bench.serve.workload import Ask
+from ppinfer.errors import ConfigError, ServerError
+
+_KEEP_ALIVE = 2.0
+"""Seconds an idle connection is kept: less than servers do, lest one closes it as it is used."""
+_SHORT_TIMEOUT = 30.0
+_SPARE_FILES = 64
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """Fields of a request that a server may not know."""
+
+    ignore_eos: bool = False
+    usage: bool = True
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is measured. ``url`` is the server's root; ``extra`` are more fields of each request."""
+
+    url: str
+    endpoint: str
+    model: str = ""
+    dialect: Dialect = Dialect()
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_chat(self) -> bool:
+        return self.endpoint == "chat"
+
+    @property
+    def path(self) -> str:
+        return "/v1/chat/completions" if self.is_chat else "/v1/completions"
+
+    def body(self, ask: Ask) -> bytes:
+        fields: dict[str, Any] = {"model": self.model}
+        fields |= {"messages": ask.messages} if self.is_chat else {"prompt": ask.text}
+        fields |= {"max_tokens": ask.max_tokens, "temperature": 0.0, "stream": True}
+        if self.dialect.usage:
+            fields["stream_options"] = {"include_usage": True}
+        if self.dialect.ignore_eos:
+            fields["ignore_eos"] = True
+        return msgspec.json.encode(fields | self.extra)
+
+
+def root_of(url: str) -> str:
+    """Scheme, host and path before ``/v1``; ``http`` where no scheme is given.
+
+    Raises:
+        ConfigError: this is no such address.
+    """
+    whole = url if "://" in url else f"http://{url}"
+    try:
+        parts = urlsplit(whole)
+        port_is_sound = parts.port is None or parts.port > 0
+    except ValueError:
+        port_is_sound = False
+    if not port_is_sound or parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"expected a server's address such as http://127.0.0.1:8000, not {url!r}.")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ConfigError("The server's address must be bare; a key is given with --api-key.")
+    path = parts.path.rstrip("/").removesuffix("/v1")
+    return f"{parts.scheme}://{parts.netloc}{path}"
+
+
+class Client:
+    """Connections to one server, for as long as it is entered."""
+
+    def __init__(self, url: str, api_key: str | None, timeout: float) -> None:
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        if api_key:
+            headers["Authorization"] = f"Bearer {api_key}"
+        self._url = url
+        self._timeout = aiohttp.ClientTimeout(total=timeout)
+        # Without a limit of their own, more connections than files may be open would all fail.
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.max_in_flight = max(files - _SPARE_FILES, 1) if files > 0 else 2**20
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE),
+            headers=headers,
+        )
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._session.close()
+
+    async def ask(self, target: Target, body: bytes, record: RequestRecord, start: float) -> None:
+        """Send a request and take its answer into ``record``; whatever fails becomes its status.
+
+        Args:
+            start: the ``perf_counter`` that the record's times count from.
+        """
+        reader = AnswerReader(record)
+        record.sent = time.perf_counter() - start
+        try:
+            async with self._session.post(
+                target.url + target.path, data=body, timeout=self._timeout
+            ) as response:
+                if response.status != 200:
+                    text = await response.content.read(64 * 1024)
+                    raise BadAnswer(f"HTTP {response.status}", reason_in(text))
+                if response.content_type != "text/event-stream":
+                    raise BadAnswer("no stream", f"an answer of type {response.content_type}")
+                async for received in response.content.iter_any():
+                    reader.feed(received, time.perf_counter() - start)
+            reader.close()
+        except BadAnswer as problem:
+            record.status, record.why = problem.args
+        except TimeoutError:
+            record.status, record.why = "timeout", f"no end after {self._timeout.total:g} s"
+        except aiohttp.ClientConnectorError as error:
+            record.status, record.why = "no connection", str(error)
+        except (aiohttp.ClientError, OSError) as error:
+            record.status, record.why = "disconnected", str(error) or type(error).__name__
+        record.ended = time.perf_counter() - start
+
+    async def models(self) -> list[str]:
+        """Names of the models that are served; none where the server does not say.
+
+        Raises:
+            ServerError: nobody answers there, or not to us.
+        """
+        status, body = await self._exchange("GET", "/v1/models", None)
+        if status in (401, 403):
+            raise ServerError(
+                f"{self._url} wants a key ({reason_in(body)}): give --api-key or OPENAI_API_KEY."
+            )
+        try:
+            found = msgspec.json.decode(body, type=_Models) if status == 200 else _Models()
+        except msgspec.DecodeError:
+            return []
+        return [model.id for model in found.data]
+
+    async def count_tokens(self, fields: dict[str, Any]) -> int | None:
+        """What ``/tokenize`` makes of these fields; ``None`` where it does not."""
+        try:
+            status, body = await self._exchange("POST", "/tokenize", msgspec.json.encode(fields))
+            found = msgspec.json.decode(body, type=_Tokens) if status == 200 else _Tokens()
+        except (ServerError, msgspec.DecodeError):
+            return None
+        return len(found.tokens) or found.count
+
+    async def _exchange(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
+        """Status and body. Raises ``ServerError`` where there is no answer."""
+        timeout = aiohttp.ClientTimeout(total=_SHORT_TIMEOUT)
+        try:
+            async with self._session.request(
+                method, self._url + path, data=body, timeout=timeout
+            ) as response:
+                return response.status, await response.content.read(2**20)
+        except TimeoutError as error:
+            raise ServerError(f"{self._url} did not answer in {_SHORT_TIMEOUT:g} s.") from error
+        except aiohttp.ClientConnectorError as error:
+            reason = error.os_error.strerror or str(error.os_error)
+            if isinstance(error.os_error, ssl.SSLError):
+                reason = "no TLS there that can be trusted"
+            raise ServerError(
+                f"Nobody answers at {self._url} ({reason}): is the server running?"
+            ) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise ServerError(f"{self._url} does not speak HTTP as expected: {error}.") from error
+
+
+class _Model(msgspec.Struct):
+    id: str
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model] = []
+
+
+class _Tokens(msgspec.Struct):
+    tokens: list[msgspec.Raw] = []
+    count: int | None = None
