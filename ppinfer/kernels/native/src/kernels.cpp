@@ -2,6 +2,7 @@
 #include "argmax.h"
 #include "attention.h"
 #include "rows.h"
+#include "store.h"
 #if !defined(PPINFER_PLAIN)
 #include "layers.h"
 #endif
