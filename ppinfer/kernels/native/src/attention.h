@@ -26,14 +26,14 @@ static void score(const Kernels<T> &kernels, Scratch<T> &w, int all_rows, int di
 #if defined(PPINFER_AMX)
   if constexpr (T::PER_WORD == 2)
     if (dim % RUN == 0)
-      return all_rows > 16 ? tile_scores<2>(w.queries, dim, now.keys(), now.keys() + LEAD, now.count, w.scores, GROUP)
-                           : tile_scores<1>(w.queries, dim, now.keys(), now.keys() + LEAD, now.count, w.scores, GROUP);
+      return all_rows > 16 ? tile_scores<2>(w.queries, dim, now.keys(), now.count, w.scores, GROUP)
+                           : tile_scores<1>(w.queries, dim, now.keys(), now.count, w.scores, GROUP);
 #endif
   for (int r = 0, rows; r < all_rows; r += rows) {
-    rows = part(all_rows - r, MAX_ROWS);
+    rows = kernels.rows_of(all_rows - r);
     for (int i = 0, count; i < now.count; i += count) {
-      count = part(now.count - i, MAX_VECTORS);
-      kernels.keys[rows - 1][count - 1](w.queries + r * dim, dim, now.keys() + i, now.keys() + i + LEAD,
+      count = part(now.count - i, kernels.vectors_of(rows));
+      kernels.keys[rows - 1][count - 1](w.queries + r * dim, dim, now.keys() + i,
                                         w.scores + r * GROUP + i * RUN);
     }
   }
@@ -47,8 +47,8 @@ static void mix(const Kernels<T> &kernels, Scratch<T> &w, int all_rows, int dim,
 #if defined(PPINFER_AMX)
   if constexpr (T::PER_WORD == 2)
     if (dim % RUN == 0)
-      return all_rows > 16 ? tile_mix<2>(w.weights(0), 2 * GROUP, now.values(), now.values() + LEAD, now.count, dim, first, w.out)
-                           : tile_mix<1>(w.weights(0), 2 * GROUP, now.values(), now.values() + LEAD, now.count, dim, first, w.out);
+      return all_rows > 16 ? tile_mix<2>(w.weights(0), 2 * GROUP, now.values(), now.count, dim, first, w.out)
+                           : tile_mix<1>(w.weights(0), 2 * GROUP, now.values(), now.count, dim, first, w.out);
 #endif
   const word *const *values = now.values(), *padded[RUNS];
   if (width != dim) {
@@ -64,10 +64,10 @@ static void mix(const Kernels<T> &kernels, Scratch<T> &w, int all_rows, int dim,
     values = padded;
   }
   for (int r = 0, rows; r < all_rows; r += rows) {
-    rows = part(all_rows - r, MAX_ROWS);
+    rows = kernels.rows_of(all_rows - r);
     for (int i = 0, count; i < width / LANES; i += count) {
-      count = part(width / LANES - i, MAX_VECTORS);
-      kernels.values[rows - 1][count - 1](w.weights(r), values, now.values() + LEAD, now.count, i * LANES, width,
+      count = part(width / LANES - i, kernels.vectors_of(rows));
+      kernels.values[rows - 1][count - 1](w.weights(r), values, now.values(), now.count, dim, i * LANES, width,
                                           first, w.out + r * width);
     }
   }

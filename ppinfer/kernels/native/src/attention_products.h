@@ -6,12 +6,14 @@
 #include "vector.h"
 
 static const int RUN = 16, GROUP = 128, RUNS = GROUP / RUN;  // tokens that lie, are weighed together
+// Runs are asked for twice: from memory FAR runs ahead, from the second-level cache NEAR.
+static const int NEAR = 1, FAR = 8;
 
 // fp32 and bf16 as the micro-kernels see them: `Left` is how a row of queries or weights is stored.
 struct Fp32 {
   typedef float Element;
   typedef float Left;
-  static const int PER_WORD = 1;
+  static const int PER_WORD = 1, ROWS = MAX_ROWS;
   struct Words1 { F x; };
   INLINE Words1 words(const word *p) { return {as_floats(load_words(p))}; }
   INLINE Words1 repeat(const Left *p, int i) { return {all(p[i])}; }
@@ -22,6 +24,11 @@ struct Fp32 {
 struct Bf16 {
   typedef bf16 Element;
   static const int PER_WORD = 2;
+#if defined(PPINFER_AMX)
+  static const int ROWS = 2;  // for odd head sizes only
+#else
+  static const int ROWS = MAX_ROWS;
+#endif
   INLINE F weight(F x) { return rough_exp2(x); }
 #if defined(PPINFER_AVX512BF16)
   typedef bf16 Left;
@@ -47,8 +54,7 @@ struct Bf16 {
 
 // R rows of queries against V runs of keys: sums (R, V * 16), `GROUP` apart.
 template <class T, int R, int V>
-static void multiply_keys(const typename T::Left *q, int dim, const word *const *keys,
-                          const word *const *ahead, float *scores) {
+static void multiply_keys(const typename T::Left *q, int dim, const word *const *keys, float *scores) {
   F sums[R][V];
   UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < V; v++) sums[r][v] = zero();
   const int steps = dim / T::PER_WORD;
@@ -56,7 +62,8 @@ static void multiply_keys(const typename T::Left *q, int dim, const word *const 
     decltype(T::words((const word *)0)) k[V];
     UNROLL for (int v = 0; v < V; v++) {
       k[v] = T::words(keys[v] + 16 * i);
-      prefetch_soon(ahead[v] + 16 * i);
+      prefetch_soon(keys[v + V] + 16 * i);
+      prefetch(keys[v + FAR] + 16 * i);
     }
     UNROLL for (int r = 0; r < R; r++) {
       const auto a = T::repeat(q + (long)r * dim, i);
@@ -68,21 +75,24 @@ static void multiply_keys(const typename T::Left *q, int dim, const word *const 
 }
 
 // Adds to R rows of results (there are none before the first), V * 16 dimensions from `at` on:
-// weights of `runs` runs times values.
+// weights of `runs` runs times values, which lie in the cache, or in copies whose rows are `width` long.
 template <class T, int R, int V>
 static void multiply_values(const typename T::Left *weights, const word *const *values,
-                            const word *const *ahead, int runs, int at, int width, bool first, float *out) {
+                            const word *const *cached, int runs, int dim, int at, int width, bool first,
+                            float *out) {
   const int stride = GROUP * sizeof(float) / sizeof *weights;
   F sums[R][V];
   UNROLL for (int r = 0; r < R; r++)
     UNROLL for (int v = 0; v < V; v++) sums[r][v] = first ? zero() : load(out + r * width + at + 16 * v);
   for (int run = 0; run < runs; run++) {
-    const word *from = values[run] + at, *later = ahead[run] + at;
-    for (int i = 0; i < RUN / T::PER_WORD; i++, from += width, later += width) {
+    const word *from = values[run] + at;
+    long ask = at;
+    for (int i = 0; i < RUN / T::PER_WORD; i++, from += width, ask += dim) {
       decltype(T::words((const word *)0)) x[V];
       UNROLL for (int v = 0; v < V; v++) {
         x[v] = T::words(from + 16 * v);
-        prefetch_soon(later + 16 * v);
+        prefetch_soon(cached[run + NEAR] + ask + 16 * v);
+        prefetch(cached[run + FAR] + ask + 16 * v);
       }
       UNROLL for (int r = 0; r < R; r++) {
         const auto a = T::repeat(weights + r * stride + RUN * run, i);
@@ -94,19 +104,24 @@ static void multiply_values(const typename T::Left *weights, const word *const *
     UNROLL for (int v = 0; v < V; v++) store(out + r * width + at + 16 * v, sums[r][v]);
 }
 
+// Micro-kernels of 1, 2, 3, 4 and 8 rows, by as many vectors as there are registers for.
 template <class T> struct Kernels {
   typedef typename T::Left Left;
-  typedef void (*Keys)(const Left *, int, const word *const *, const word *const *, float *);
-  typedef void (*Values)(const Left *, const word *const *, const word *const *, int, int, int, bool, float *);
-  Keys keys[MAX_ROWS][MAX_VECTORS];
-  Values values[MAX_ROWS][MAX_VECTORS];
+  typedef void (*Keys)(const Left *, int, const word *const *, float *);
+  typedef void (*Values)(const Left *, const word *const *, const word *const *, int, int, int, int, bool, float *);
+  Keys keys[T::ROWS][MAX_VECTORS];
+  Values values[T::ROWS][MAX_VECTORS];
 
+  static constexpr int rows_of(int left) {
+    const int most = left < T::ROWS ? left : T::ROWS;
+    return most >= 8 ? 8 : most < 4 ? most : 4;
+  }
+  static constexpr int vectors_of(int rows) { return MAX_SUMS / rows < MAX_VECTORS ? MAX_SUMS / rows : MAX_VECTORS; }
   template <int R, int V> constexpr void fill() {
     keys[R - 1][V - 1] = multiply_keys<T, R, V>;
     values[R - 1][V - 1] = multiply_values<T, R, V>;
     if constexpr (V > 1) fill<R, V - 1>();
-    else if constexpr (R > 1) fill<R - 1, MAX_VECTORS>();
+    else if constexpr (R > 1) fill<rows_of(R - 1), vectors_of(rows_of(R - 1))>();
   }
-  constexpr Kernels() : keys(), values() { fill<MAX_ROWS, MAX_VECTORS>(); }
+  constexpr Kernels() : keys(), values() { fill<rows_of(T::ROWS), vectors_of(rows_of(T::ROWS))>(); }
 };
-

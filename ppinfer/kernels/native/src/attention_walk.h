@@ -4,7 +4,6 @@
 #include "step.h"
 
 static const int TILE = 32;  // rows
-static const int LEAD = 4;   // runs that are asked for ahead of use
 
 // A tile of a sequence: `rows` rows from `first_row` on of its tokens times the heads of a KV head.
 struct Item { int seq, head, tile, rows, first_row, first, last, lowest; };  // positions
@@ -38,12 +37,12 @@ INLINE long cost(const Item &it) { return (long)(it.last - it.lowest + 64) * (it
 struct Runs {
   int position, count;       // position of the first key
   int first_seen, end_seen;  // those in between are seen in full by all rows of the tile
-  const word *at[2 * RUNS + LEAD];
+  const word *at[2 * RUNS + FAR];
 
   const word *const *keys() const { return at; }
   const word *const *values() const { return at + count; }
   void lead_to(const Runs &next) {
-    for (int i = 0; i < LEAD; i++) at[2 * count + i] = next.at[i < 2 * next.count ? i : 2 * next.count - 1];
+    for (int i = 0; i < FAR; i++) at[2 * count + i] = next.at[i < 2 * next.count ? i : 2 * next.count - 1];
   }
 };
 

@@ -58,25 +58,24 @@ template <class T> static void hide(Scratch<T> &w, int rows, const Runs &runs, i
   }
 }
 
-template <class T, bool FIRST, bool WHOLE>
+template <class T, bool FIRST>
 INLINE void weigh_row(Scratch<T> &w, int r, const Runs &runs, float scale, int width) {
   float *scores = w.scores + r * GROUP, *total = w.totals + r * LANES;
   typename T::Left *weights = w.weights(r);  // behind the scores that are yet to be read
-  const int count = WHOLE ? RUNS : runs.count;
   F peak = load(scores);
-  UNROLL for (int i = 1; i < count; i++) peak = larger(load(scores + i * RUN), peak);
+  for (int i = 1; i < runs.count; i++) peak = larger(load(scores + i * RUN), peak);
   if (FIRST) set_base(w, r, largest(peak), scale);
   else if (any_above(peak, w.limits[r])) raise_base(w, r, largest(peak), scale, width);
   const F factor = all(scale), offset = all(w.offsets[r]);
   F sum = FIRST ? zero() : load(total);
   int i = 0;
-  UNROLL for (; i + 2 <= count; i += 2) {
+  for (; i + 2 <= runs.count; i += 2) {
     const F x = T::weight(fma(load(scores + i * RUN), factor, offset));
     const F y = T::weight(fma(load(scores + i * RUN + RUN), factor, offset));
     sum = sum + x + y;
     put(weights + i * RUN, x, y);
   }
-  if (!WHOLE && i < count) {
+  if (i < runs.count) {
     const F x = T::weight(fma(load(scores + i * RUN), factor, offset));
     sum = sum + x;
     put(weights + i * RUN, x);
@@ -87,8 +86,5 @@ INLINE void weigh_row(Scratch<T> &w, int r, const Runs &runs, float scale, int w
 template <class T, bool FIRST>
 static void weigh(Scratch<T> &w, int rows, const Runs &runs, int window, float scale, int width) {
   hide(w, rows, runs, window);
-  if (runs.count == RUNS)
-    for (int r = 0; r < rows; r++) weigh_row<T, FIRST, true>(w, r, runs, scale, width);
-  else
-    for (int r = 0; r < rows; r++) weigh_row<T, FIRST, false>(w, r, runs, scale, width);
+  for (int r = 0; r < rows; r++) weigh_row<T, FIRST>(w, r, runs, scale, width);
 }

@@ -31,7 +31,7 @@ INLINE void prefetch_soon(const void *p) { __builtin_prefetch(p, 0, 3); }  // in
 // ------------------------------------------------------------------------------- AVX-512
 struct F { __m512 v; };
 struct Words { __m512i v; };
-static const int MAX_ROWS = 6, MAX_VECTORS = 4;  // accumulators of a micro-kernel: 24 of 32 registers
+static const int MAX_ROWS = 8, MAX_VECTORS = 4, MAX_SUMS = 24;  // of a micro-kernel: 24 of 32 registers
 
 INLINE F zero() { return {_mm512_setzero_ps()}; }
 INLINE F all(float x) { return {_mm512_set1_ps(x)}; }
@@ -95,7 +95,7 @@ INLINE F high_halves(Words x) { return {_mm512_castsi512_ps(_mm512_and_si512(x.v
 // ------------------------------------------------------------------------------- AVX2 and FMA
 struct F { __m256 a, b; };
 struct Words { __m256i a, b; };
-static const int MAX_ROWS = 6, MAX_VECTORS = 1;  // 12 of 16 registers
+static const int MAX_ROWS = 4, MAX_VECTORS = 4, MAX_SUMS = 6;  // 12 of 16 registers
 
 INLINE F zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 INLINE F all(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
@@ -162,7 +162,7 @@ typedef int32_t ints __attribute__((vector_size(64)));
 typedef uint32_t uints __attribute__((vector_size(64)));
 struct F { floats v; };
 struct Words { uints v; };
-static const int MAX_ROWS = 2, MAX_VECTORS = 1;
+static const int MAX_ROWS = 2, MAX_VECTORS = 1, MAX_SUMS = 2;
 
 INLINE F zero() { return {floats{}}; }
 INLINE F all(float x) { return {floats{} + x}; }
