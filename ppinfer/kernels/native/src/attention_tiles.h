@@ -24,8 +24,8 @@ INLINE void ask_for_lines(const word *const *run, int from, int lines) {
 
 // Scores of HALVES times up to 16 rows of queries against runs of keys.
 template <int HALVES>
-INLINE void tile_scores(const bf16 *q, int dim, const word *const *keys, int runs,
-                        float *scores, int scores_stride) {
+INLINE void tile_scores(const bf16 *q, int dim, const word *const *keys, int runs, float *scores,
+                        int scores_stride) {
   const long q_stride = dim * 2, s_stride = scores_stride * 4;
   settle();
   for (int run = 0; run < runs; run++) {
@@ -92,9 +92,11 @@ template <int FIRST, int COUNT> INLINE void add_products(const word *values, lon
   if constexpr (COUNT > 1) add_products<FIRST + 1, COUNT - 1>(values + 16, stride);
 }
 
-// Adds weights times values to 16 * COUNT dimensions, from `d` on, of HALVES times up to 16 results.
+// Adds weights times values to 16 * COUNT dimensions, from `d` on, of HALVES times up to 16 results;
+// the first group finds none.
 template <int HALVES, int COUNT>
-static void tile_mix_some(const bf16 *weights, int weights_stride, const word *const *values, int runs, int dim, int d, bool first, float *out) {
+static void tile_mix_some(const bf16 *weights, int weights_stride, const word *const *values, int runs, int dim, int d,
+                          bool first, float *out) {
   const long w_stride = weights_stride * 2, stride = dim * 4;
   float *second = out + 16 * dim;
   if (first) {
@@ -118,7 +120,8 @@ static void tile_mix_some(const bf16 *weights, int weights_stride, const word *c
 }
 
 template <int HALVES>
-INLINE void tile_mix(const bf16 *weights, int weights_stride, const word *const *values, int runs, int dim, bool first, float *out) {
+INLINE void tile_mix(const bf16 *weights, int weights_stride, const word *const *values, int runs, int dim,
+                     bool first, float *out) {
   settle();
   int d = 0;
   if constexpr (HALVES == 1) {
