@@ -217,7 +217,7 @@ class StepPlan(Message, frozen=True):
 
     @property
     def num_tokens(self) -> int:
-        return sum(len(step.tokens) for step in self.steps)
+        return sum([len(step.tokens) for step in self.steps])
 
     @property
     def sampled(self) -> list[int]:
@@ -226,13 +226,16 @@ class StepPlan(Message, frozen=True):
 
 
 class SampledToken(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """``top_ids`` and ``top_logprobs`` are parallel, likeliest first, where they were asked for."""
+    """``top_ids`` and ``top_logprobs`` are parallel, likeliest first, where they were asked for.
+
+    They are tuples because empty ones cost nothing.
+    """
 
     seq_id: int
     token: int
     logprob: float | None = None
-    top_ids: list[int] = []
-    top_logprobs: list[float] = []
+    top_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
 
 
 class StepResult(Message, frozen=True):

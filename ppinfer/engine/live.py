@@ -31,23 +31,16 @@ class LiveRequest:
 
     def advance(self, sampled: SampledToken, reason: FinishReason | None) -> RequestDelta:
         """What a new token adds; the reason becomes ``stop`` where a stop string is complete."""
-        text = ""
-        if self.text is not None:
-            # A stop token ends the text but is no part of it.
-            is_stop_token = sampled.token in self.request.stop_ids
-            if not is_stop_token:
-                text = self.text.push([sampled.token])
-            if self.text.stop_string is not None:
+        text, detokenizer = "", self.text
+        if detokenizer is not None:
+            if reason != "stop":  # a stop token ends the text but is no part of it
+                text = detokenizer.push(sampled.token)
+            if detokenizer.stop_string is not None:
                 reason = "stop"
             elif reason is not None:
-                text += self.text.finish()
-        return RequestDelta(
-            index=self.index,
-            text=text,
-            token_ids=[sampled.token],
-            finish_reason=reason,
-            logprobs=None if sampled.logprob is None else [_logprobs(sampled, sampled.logprob)],
-        )
+                text += detokenizer.finish()
+        logprobs = None if sampled.logprob is None else [_logprobs(sampled, sampled.logprob)]
+        return RequestDelta(self.index, text, [sampled.token], reason, logprobs)
 
 
 def _logprobs(sampled: SampledToken, logprob: float) -> TokenLogprobs:

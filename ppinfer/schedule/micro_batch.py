@@ -24,7 +24,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import accumulate, islice, takewhile
-from typing import NamedTuple
+
+import msgspec
 
 from ppinfer.errors import CapacityError, StageError
 from ppinfer.messages import (
@@ -77,7 +78,7 @@ class MicroBatch:
         return MicroBatchState.GENERATE
 
 
-class TokenUpdate(NamedTuple):
+class TokenUpdate(msgspec.Struct, frozen=True, gc=False):
     """A new token; ``finish_reason`` is set if the sequence ended with it."""
 
     sampled: SampledToken
@@ -272,19 +273,18 @@ class MicroBatchManager:
         self.slots[oldest.slot].in_flight -= 1
         updates: list[TokenUpdate] = []
         tokens = iter(result.tokens)
+        sequences, block_size = self._sequences, self.pool.block_size
         for step in oldest.steps:
             sampled = next(tokens) if step.sample else None
-            seq = self._sequences.get(step.seq_id)
+            seq = sequences.get(step.seq_id)
             if seq is None:
                 continue
-            before = seq.num_computed
-            seq.num_computed = before + len(step.tokens)
-            if self._prefix_caching:
-                self._register(seq, before)
+            count = len(step.tokens)
+            seq.num_computed = computed = seq.num_computed + count
+            if self._prefix_caching and computed % block_size < count:  # a block is full now
+                self._register(seq, (computed - count) // block_size, computed // block_size)
             if sampled is not None:
-                seq.num_pending -= 1
-                seq.tokens.append(sampled.token)
-                reason = seq.reason_to_end()
+                reason = seq.take(sampled.token)
                 if reason is not None:
                     self._end(seq, reason)
                 updates.append(TokenUpdate(sampled, reason))
@@ -305,14 +305,11 @@ class MicroBatchManager:
         needed = seq.max_blocks - len(prefix) + self.pool.num_free_among(prefix)
         return prefix if needed <= self.pool.num_free - self._promised else None
 
-    def _register(self, seq: Sequence, before: int) -> None:
-        """Make known the blocks that became full since ``before`` tokens were computed."""
-        size = self.pool.block_size
-        first, last = before // size, seq.num_computed // size
-        if first < last:
-            contents = seq.hashes(first, last, size)
-            for block, content in zip(seq.blocks[first:last], contents, strict=True):
-                self.pool.register(block, content)
+    def _register(self, seq: Sequence, first: int, last: int) -> None:
+        """Make known what its blocks from ``first`` to before ``last`` hold."""
+        contents = seq.hashes(first, last, self.pool.block_size)
+        for block, content in zip(seq.blocks[first:last], contents, strict=True):
+            self.pool.register(block, content)
 
     def _end(self, seq: Sequence, reason: FinishReason) -> None:
         """Forget a sequence, at once and wherever it is; the next plan tells the stages."""
