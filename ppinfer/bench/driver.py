@@ -26,7 +26,6 @@ from ppinfer.config import EngineConfig
 from ppinfer.engine.detokenizer import Detokenizer
 from ppinfer.engine.driver import Driver
 from ppinfer.engine.live import LiveRequest, Sink
-from ppinfer.engine.prompts import RequestFactory
 from ppinfer.engine.report import StageLayout
 from ppinfer.engine.source import ModelSource
 from ppinfer.engine.stream import Stream
@@ -46,6 +45,7 @@ from ppinfer.messages import (
     decode_to_stage,
     encode,
 )
+from ppinfer.request import Request
 from ppinfer.sampling import SamplingParams
 from ppinfer.schedule.block_pool import BlockPool
 from ppinfer.schedule.generate import GenerateSchedule
@@ -112,16 +112,12 @@ def measure_driver(
         cells += fresh
         for cell in (cell for _ in range(repeats) for cell in fresh):
             notice(f"{count} sequences in {slots} micro-batches", done, len(cases))
-            _measure(cell, tokenizer, vocab_size, answers, new_tokens)
+            _measure(cell, tokenizer, answers, new_tokens)
         yield cells
 
 
 def _measure(
-    cell: DriverCell,
-    tokenizer: Tokenizer | None,
-    vocab_size: int,
-    answers: Sequence[int],
-    new_tokens: int,
+    cell: DriverCell, tokenizer: Tokenizer | None, answers: Sequence[int], new_tokens: int
 ) -> None:
     """One turn: everybody's prompt, then steps in which everybody gets a token."""
     config = EngineConfig()
@@ -129,17 +125,14 @@ def _measure(
     pool = BlockPool(cell.sequences * -(-longest // config.block_size), config.block_size)
     manager = MicroBatchManager(cell.micro_batches, cell.sequences, pool, config.prefix_caching)
     schedule = GenerateSchedule(manager, cell.sequences * longest)
-    factory = RequestFactory(
-        tokenizer, vocab_size=vocab_size, max_model_len=longest, eos_token_ids=()
-    )
     params = SamplingParams(max_tokens=new_tokens, ignore_eos=True)
     sink: Sink = queue.SimpleQueue()
     requests = []
     for index in range(cell.sequences):
         length = _PROMPT_TOKENS + index % config.block_size
-        ids = list(itertools.islice(itertools.cycle(answers), index, index + length))
+        ids = tuple(itertools.islice(itertools.cycle(answers), index, index + length))
         text = None if tokenizer is None else Detokenizer(tokenizer)
-        requests.append(LiveRequest(factory.make(ids, params), index, sink, text))
+        requests.append(LiveRequest(Request(index, ids, params), index, sink, text))
     supervisor = _EchoSupervisor(answers, _sweep() if cell.swept else None)
     driver = Driver(supervisor, manager, schedule, [StageLayout(0, 0, 0, 0)] * _STAGES,
                     timeout=_TIMEOUT)  # fmt: skip

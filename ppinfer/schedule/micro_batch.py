@@ -21,8 +21,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from enum import Enum
 from itertools import accumulate, islice, takewhile
 
 import msgspec
@@ -39,43 +37,12 @@ from ppinfer.messages import (
 from ppinfer.request import FinishReason, Request
 from ppinfer.schedule.block_pool import BlockPool
 from ppinfer.schedule.sequence import Sequence
-
-STEPS_A_SLOT = 2
-"""Steps of one slot that may be in flight: one on the pipeline, and one that waits behind it."""
-
+from ppinfer.schedule.slot import STEPS_A_SLOT, MicroBatch
 
 # Shared by all plans, which nobody changes: a list a sequence and step would keep the garbage
 # collector busy.
 _LATEST = [PENDING]
 _NO_BLOCKS: list[int] = []
-
-
-class MicroBatchState(Enum):
-    PREFILL = "prefill"  # some prompt is not computed yet
-    GENERATE = "generate"  # every sequence decodes
-    DONE = "done"  # no sequences
-
-
-@dataclass(slots=True, eq=False)
-class MicroBatch:
-    """A slot: sequences in the order of their arrival in it, and how many steps are in flight."""
-
-    index: int
-    sequences: list[Sequence] = field(default_factory=list)
-    in_flight: int = 0
-
-    @property
-    def has_work(self) -> bool:
-        """Whether any sequence has tokens that no plan covers."""
-        return any(seq.num_unplanned for seq in self.sequences)
-
-    @property
-    def state(self) -> MicroBatchState:
-        if not self.sequences:
-            return MicroBatchState.DONE
-        if any(seq.is_prefilling for seq in self.sequences):
-            return MicroBatchState.PREFILL
-        return MicroBatchState.GENERATE
 
 
 class TokenUpdate(msgspec.Struct, frozen=True, gc=False):
