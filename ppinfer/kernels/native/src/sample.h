@@ -1,0 +1,336 @@
+// Draws a token from a row of logits as stage/draw.py defines it, a row a thread.
+//
+// All sums are of doubles in a fixed order, with no fused operation and no call into a library, so
+// every path draws the same tokens. Weights are relative to the likeliest token's, which is 1; one
+// below 2^-80 counts as nothing: a draw has 53 bits.
+#pragma once
+#include "argmax.h"
+#include "vector.h"
+#include <algorithm>
+#include <math.h>
+#include <vector>
+
+typedef double doubles __attribute__((vector_size(64)));
+typedef int64_t longs __attribute__((vector_size(64)));
+typedef int32_t ints8 __attribute__((vector_size(32)));
+typedef float floats8 __attribute__((vector_size(32)));
+typedef uint16_t shorts8 __attribute__((vector_size(16)));
+
+static const int BLOCK = 64, WIDTH = 8;  // tokens that are skipped together; worked on together
+static const int MAX_TOP = 20;           // MAX_LOGPROBS of sampling.py
+static const int MAX_LISTED = 256;       // likeliest tokens that are kept in order while scanning
+static const int OCTAVES = 80, BINS = OCTAVES * 4 + 1;
+static const double FLT_LEAST = -3.4028234663852886e38;
+
+// One row's settings, as kernels/sample.py fills them in. The logits of `seen` tokens (in prompt or
+// output, `counts` times in the output) are penalised, `biased` ones moved, `forbidden` ones ruled out.
+struct Settings {
+  int64_t seed, position, top_k;
+  double temperature, top_p, min_p;  // temperature 0: the highest
+  const int32_t *seen;
+  const float *counts;
+  const int32_t *biased;
+  const float *biases;
+  const int32_t *forbidden;
+  int32_t num_seen, num_biased, num_forbidden;
+  float repetition, presence, frequency;
+  int32_t row, highest;  // which row of the logits, and its greatest element
+  int32_t logprobs;      // how many likeliest tokens to report, beside the drawn; -1 for neither
+  int32_t unused;
+};
+
+struct Drawn {
+  int32_t token, num_top;
+  double logprob;
+  double top_logprobs[MAX_TOP];
+  int32_t top_ids[MAX_TOP];
+};
+
+// stage/philox.py
+static double uniform(uint64_t seed, uint64_t position) {
+  uint32_t c[4] = {(uint32_t)position, (uint32_t)(position >> 32), 0, 0};
+  uint32_t k[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
+  for (int round = 0; round < 10; round++) {
+    const uint64_t p = 0xD2511F53ull * c[0], q = 0xCD9E8D57ull * c[2];
+    const uint32_t a = (uint32_t)(q >> 32) ^ c[1] ^ k[0], b = (uint32_t)(p >> 32) ^ c[3] ^ k[1];
+    c[0] = a, c[1] = (uint32_t)q, c[2] = b, c[3] = (uint32_t)p;
+    k[0] += 0x9E3779B9u, k[1] += 0xBB67AE85u;
+  }
+  return (double)(((uint64_t)c[0] << 21) ^ (c[1] >> 11)) / 9007199254740992.0;
+}
+
+INLINE doubles widened(const float *p) {
+  floats8 x;
+  memcpy(&x, p, sizeof x);
+  return __builtin_convertvector(x, doubles);
+}
+INLINE doubles widened(const bf16 *p) {
+  typedef uint32_t words8 __attribute__((vector_size(32)));
+  shorts8 x;
+  memcpy(&x, p, sizeof x);
+  return __builtin_convertvector((floats8)(__builtin_convertvector(x, words8) << 16), doubles);
+}
+INLINE float value(float x) { return x; }
+INLINE float value(bf16 x) { return float_of((uint32_t)x << 16); }
+
+// A row in blocks, the last filled up with minus infinity, and the greatest element of each.
+template <class T> struct Row {
+  const T *x;
+  long size, blocks;
+  T tail[BLOCK];
+  std::vector<float> most;
+
+  Row(const T *x, long size) : x(x), size(size), blocks((size + BLOCK - 1) / BLOCK), most(blocks) {
+    const T none = (T)(sizeof(T) == 2 ? 0xff80 : -__builtin_inff());
+    for (long i = 0; i < BLOCK; i++) tail[i] = none;
+    const long whole = size / BLOCK * BLOCK;
+    memcpy(tail, x + whole, (size - whole) * sizeof(T));
+    for (long b = 0; b < blocks; b++) {
+      const T *p = block(b);
+      F m = load(p);
+      for (int i = LANES; i < BLOCK; i += LANES) m = larger(m, load(p + i));
+      most[b] = largest(m);
+    }
+  }
+  const T *block(long b) const { return (b + 1) * BLOCK > size ? tail : x + b * BLOCK; }
+};
+
+// A token as a number: of two, the likelier one's is lower; of equally likely ones the first one's.
+typedef uint64_t Key;
+INLINE Key key_of(float x, long id) {
+  const uint32_t rising = (uint32_t)ordered(float_bits(&x, 0)) ^ 0x80000000u;
+  return (Key)~rising << 32 | (uint32_t)id;
+}
+INLINE float value(Key key) {
+  return float_of((uint32_t)ordered((int32_t)(~(uint32_t)(key >> 32) ^ 0x80000000u)));
+}
+
+// The `count` likeliest tokens in order; count is at most MAX_LISTED and the size.
+template <class T> static int likeliest(const Row<T> &row, int count, Key *found) {
+  int have = 0;
+  for (long b = 0; b < row.blocks; b++) {
+    if (count == 0 || (have == count && key_of(row.most[b], 0) >> 32 >= found[count - 1] >> 32)) continue;
+    const T *p = row.block(b);
+    const long end = row.size - b * BLOCK < BLOCK ? row.size - b * BLOCK : BLOCK;
+    for (long i = 0; i < end; i++) {
+      const Key key = key_of(value(p[i]), b * BLOCK + i);
+      if (have == count && key >= found[count - 1]) continue;
+      int at = have < count ? have++ : count - 1;
+      for (; at > 0 && found[at - 1] > key; at--) found[at] = found[at - 1];
+      found[at] = key;
+    }
+  }
+  return have;
+}
+
+template <class T> static float kth_highest(const Row<T> &row, long k) {
+  if (k <= MAX_LISTED) {
+    Key found[MAX_LISTED];
+    return value(found[likeliest(row, (int)k, found) - 1]);
+  }
+  std::vector<Key> keys(row.size);
+  for (long i = 0; i < row.size; i++) keys[i] = key_of(value(row.x[i]), i);
+  std::nth_element(keys.begin(), keys.begin() + (k - 1), keys.end());
+  return value(keys[k - 1]);
+}
+
+// The weights 2^((x - most) * scale) of a row, of what is kept of it: logits above `low`, and those
+// equal to it before token `ties_end`.
+struct Weights {
+  double most, scale, floor;
+  float low;
+  long ties_end;
+  double from, above;  // least logit that is kept, before ties_end and after
+  doubles across;      // the same for the tokens around ties_end
+
+  Weights(float most, double temperature, long size)
+      : most(most), scale(1.4426950408889634 / temperature), floor(this->most - OCTAVES / scale) {
+    if (!(floor > FLT_LEAST)) floor = FLT_LEAST;  // minus infinity is never kept
+    keep(-__builtin_inff(), size);
+  }
+  void keep(float from_low, long end) {
+    low = from_low, ties_end = end;
+    from = low > floor ? low : floor;
+    above = low >= floor ? nextafterf(low, __builtin_inff()) : floor;
+    for (int i = 0; i < WIDTH; i++) across[i] = i < ties_end % WIDTH ? from : above;
+  }
+  INLINE_MEMBER bool skips(float block_most) const { return !(block_most >= from); }
+  INLINE_MEMBER doubles limit(long i) const {
+    return i + WIDTH <= ties_end ? doubles{} + from : i >= ties_end ? doubles{} + above : across;
+  }
+  INLINE_MEMBER doubles exponent(doubles x) const { return (x - most) * scale; }
+  // Within 2e-14 of the weight; exactly 1 for the likeliest.
+  INLINE_MEMBER doubles of(doubles x, doubles least) const {
+    const doubles d = exponent(x), t = d + 6755399441055744.0;  // 1.5 * 2^52: rounds to an integer
+    const doubles f = d - (t - 6755399441055744.0);
+    doubles p = f * 1.0148237902009226e-07 + 1.325834397726103e-06;
+    p = p * f + 1.5252990631588808e-05;
+    p = p * f + 0.00015403440840353874;
+    p = p * f + 0.0013333557624216712;
+    p = p * f + 0.009618129181234553;
+    p = p * f + 0.05550410866842543;
+    p = p * f + 0.24022650695722478;
+    p = p * f + 0.693147180559885;
+    p = p * f + 1.0;
+    return (doubles)(((longs)p + ((longs)t << 52)) & (longs)(x >= least));
+  }
+  template <class T> INLINE_MEMBER doubles at(const T *p, long i) const { return of(widened(p), limit(i)); }
+};
+
+INLINE double total(doubles x) {
+  return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
+}
+
+// Sums by block, and their sum.
+template <class T> static double add_up(const Row<T> &row, const Weights &w, std::vector<double> &sums) {
+  sums.resize(row.blocks);
+  double all = 0;
+  for (long b = 0; b < row.blocks; b++) {
+    sums[b] = 0;
+    if (w.skips(row.most[b])) continue;
+    const T *p = row.block(b);
+    doubles sum = {};
+    for (int i = 0; i < BLOCK; i += WIDTH) sum += w.at(p + i, b * BLOCK + i);
+    all += sums[b] = total(sum);
+  }
+  return all;
+}
+
+// Narrows what w keeps to the likeliest tokens whose weights reach the share top_p of their sum.
+// Weights are added up by bins of a quarter of an octave; in the bin where the share is reached
+// tokens are put in order.
+template <class T> static void nucleus(const Row<T> &row, Weights &w, double top_p) {
+  std::vector<doubles> bins(BINS);  // a lane each, so that neighbours do not wait for each other
+  const auto bin_of = [&](doubles x) { return __builtin_convertvector(w.exponent(x) * -4.0, ints8); };
+  for (long b = 0; b < row.blocks; b++) {
+    if (w.skips(row.most[b])) continue;
+    const T *p = row.block(b);
+    for (int i = 0; i < BLOCK; i += WIDTH) {
+      const doubles x = widened(p + i), least = w.limit(b * BLOCK + i), weight = w.of(x, least);
+      const ints8 bin = bin_of((doubles)(((longs)(x >= least) & (longs)x) | (~(longs)(x >= least) & (longs)(doubles{} + w.most))));
+      for (int j = 0; j < WIDTH; j++) ((double *)&bins[bin[j]])[j] += weight[j];
+    }
+  }
+  double all = 0, before = 0;
+  for (const doubles &bin : bins) all += total(bin);
+  const double share = top_p * all;
+  int reached = 0;
+  for (; reached < BINS - 1; reached++) {
+    const double next = before + total(bins[reached]);
+    if (next >= share) break;
+    before = next;
+  }
+  std::vector<Key> keys;
+  for (long b = 0; b < row.blocks; b++) {
+    if (w.skips(row.most[b]) || bin_of(doubles{} + row.most[b])[0] > reached) continue;
+    const T *p = row.block(b);
+    for (int i = 0; i < BLOCK; i += WIDTH) {
+      const doubles x = widened(p + i);
+      const longs kept = x >= w.limit(b * BLOCK + i);
+      const ints8 bin = bin_of(x);
+      for (int j = 0; j < WIDTH; j++)
+        if (kept[j] && bin[j] == reached) keys.push_back(key_of((float)x[j], b * BLOCK + i + j));
+    }
+  }
+  std::sort(keys.begin(), keys.end());
+  Key last = keys[0];
+  for (const Key key : keys) {
+    if (!(before < share)) break;
+    const float x = value(last = key);
+    before += w.of(doubles{} + x, doubles{} + w.from)[0];
+  }
+  w.keep(value(last), (long)(uint32_t)last + 1);
+}
+
+// The token in whose part of the sum `u` of it lies, tokens in their own order.
+template <class T> static int32_t at_share(const Row<T> &row, const Weights &w, double u) {
+  std::vector<double> sums;
+  const double target = u * add_up(row, w, sums);
+  double before = 0;
+  long found = 0;
+  for (long b = 0; b < row.blocks; b++) {
+    if (sums[b] == 0) continue;
+    found = b;
+    if (before + sums[b] > target) break;
+    before += sums[b];
+  }
+  const T *p = row.block(found);
+  int32_t token = 0;  // the block's last where rounding leaves none
+  for (int i = 0; i < BLOCK; i += WIDTH) {
+    const doubles weight = w.at(p + i, found * BLOCK + i);
+    for (int j = 0; j < WIDTH; j++) {
+      if (weight[j] == 0) continue;
+      token = (int32_t)(found * BLOCK + i + j);
+      before += weight[j];
+      if (before > target) return token;
+    }
+  }
+  return token;
+}
+
+template <class T> static int32_t draw(const Row<T> &row, float most, const Settings &s) {
+  Weights w(most, s.temperature, row.size);
+  if (0 < s.top_k && s.top_k < row.size) w.keep(kth_highest(row, s.top_k), row.size);
+  if (s.top_p < 1) nucleus(row, w, s.top_p);
+  if (s.min_p > 0) {
+    const double least = w.most + s.temperature * log(s.min_p);
+    float low = (float)least;
+    if (low < least) low = nextafterf(low, __builtin_inff());
+    if (low > w.low) w.keep(low, row.size);
+  }
+  return at_share(row, w, uniform(s.seed, s.position));
+}
+
+// Where the greatest is infinite: as much of it as of any equal one, and nothing of the rest.
+static void level(std::vector<float> &x, float most) {
+  for (float &v : x) v = v == most ? 0 : -__builtin_inff();
+}
+
+template <class T> static void adjust(const T *x, const Settings &s, std::vector<float> &out) {
+  for (size_t i = 0; i < out.size(); i++) out[i] = value(x[i]);
+  for (int i = 0; i < s.num_seen; i++) {
+    float &v = out[s.seen[i]];
+    if (s.repetition != 1) v = v > 0 ? v / s.repetition : v * s.repetition;
+    v = v - s.frequency * s.counts[i];
+    if (s.counts[i] > 0) v = v - s.presence;
+  }
+  for (int i = 0; i < s.num_biased; i++) out[s.biased[i]] += s.biases[i];
+  for (int i = 0; i < s.num_forbidden; i++) out[s.forbidden[i]] = -__builtin_inff();
+}
+
+template <class T> static void report(const Row<T> &row, float most, const Settings &s, Drawn &out) {
+  std::vector<double> sums;
+  const double shift = log(add_up(row, Weights(most, 1, row.size), sums)) + most;
+  Key found[MAX_TOP];
+  out.num_top = likeliest(row, (int)(s.logprobs < row.size ? s.logprobs : row.size), found);
+  out.logprob = value(row.x[out.token]) - shift;
+  for (int i = 0; i < out.num_top; i++) {
+    out.top_ids[i] = (int32_t)(uint32_t)found[i];
+    out.top_logprobs[i] = value(found[i]) - shift;
+  }
+}
+
+template <class T> static void sample(const T *x, long size, const Settings &s, Drawn &out) {
+  const float most = value(x[s.highest]);
+  out.token = s.highest;
+  const bool changed = s.num_seen || s.num_biased || s.num_forbidden;
+  if (changed || (isinf(most) && s.temperature > 0)) {
+    std::vector<float> copy(size);
+    adjust(x, s, copy);
+    out.token = argmax(copy.data(), size);
+    float highest = copy[out.token];
+    if (isinf(highest)) {
+      level(copy, highest);
+      highest = 0;
+    }
+    if (s.temperature > 0) out.token = draw(Row<float>(copy.data(), size), highest, s);
+  } else if (s.temperature > 0) {
+    out.token = draw(Row<T>(x, size), most, s);
+  }
+  if (s.logprobs < 0) return;
+  if (!isinf(most)) return report(Row<T>(x, size), most, s, out);
+  std::vector<float> copy(size);
+  for (long i = 0; i < size; i++) copy[i] = value(x[i]);
+  level(copy, most);
+  report(Row<float>(copy.data(), size), 0, s, out);
+}
