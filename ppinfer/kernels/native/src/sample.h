@@ -7,6 +7,7 @@
 #include "argmax.h"
 #include "vector.h"
 #include <algorithm>
+#include <limits.h>
 #include <math.h>
 #include <vector>
 
@@ -76,13 +77,12 @@ INLINE float value(bf16 x) { return float_of((uint32_t)x << 16); }
 // A row in blocks, the last filled up with minus infinity, and the greatest element of each.
 template <class T> struct Row {
   const T *x;
-  long size, blocks;
-  T tail[BLOCK];
+  long size, blocks, ties_block = -1;  // which block `ties` stands for
+  T tail[BLOCK], ties[BLOCK];
   std::vector<float> most;
 
   Row(const T *x, long size) : x(x), size(size), blocks((size + BLOCK - 1) / BLOCK), most(blocks) {
-    const T none = (T)(sizeof(T) == 2 ? 0xff80 : -__builtin_inff());
-    for (long i = 0; i < BLOCK; i++) tail[i] = none;
+    for (long i = 0; i < BLOCK; i++) tail[i] = none();
     const long whole = size / BLOCK * BLOCK;
     memcpy(tail, x + whole, (size - whole) * sizeof(T));
     for (long b = 0; b < blocks; b++) {
@@ -92,7 +92,18 @@ template <class T> struct Row {
       most[b] = largest(m);
     }
   }
-  const T *block(long b) const { return (b + 1) * BLOCK > size ? tail : x + b * BLOCK; }
+  const T *block(long b) const {
+    return b == ties_block ? ties : (b + 1) * BLOCK > size ? tail : x + b * BLOCK;
+  }
+  // From token `end` to the end of its block, what equals `low` becomes minus infinity.
+  void end_ties(float low, long end) {
+    const long b = (end - 1) / BLOCK;
+    memcpy(ties, block(b), sizeof ties);
+    ties_block = b;
+    for (long i = end - b * BLOCK; i < BLOCK; i++)
+      if (value(ties[i]) == low) ties[i] = none();
+  }
+  static T none() { return (T)(sizeof(T) == 2 ? 0xff80 : -__builtin_inff()); }
 };
 
 // A token as a number: of two, the likelier one's is lower; of equally likely ones the first one's.
@@ -123,97 +134,80 @@ template <class T> static int likeliest(const Row<T> &row, int count, Key *found
   return have;
 }
 
-template <class T> static float kth_highest(const Row<T> &row, long k) {
-  if (k <= MAX_LISTED) {
-    Key found[MAX_LISTED];
-    return value(found[likeliest(row, (int)k, found) - 1]);
-  }
-  std::vector<Key> keys(row.size);
-  for (long i = 0; i < row.size; i++) keys[i] = key_of(value(row.x[i]), i);
-  std::nth_element(keys.begin(), keys.begin() + (k - 1), keys.end());
-  return value(keys[k - 1]);
-}
-
-// The weights 2^((x - most) * scale) of a row, of what is kept of it: logits above `low`, and those
-// equal to it before token `ties_end`.
+// The weights 2^((x - most) * scale) of a row's tokens, and which are kept: logits of at least
+// `low`, after block `ties_block` above it.
 struct Weights {
   double most, scale, floor;
   float low;
-  long ties_end;
-  double from, above;  // least logit that is kept, before ties_end and after
-  doubles across;      // the same for the tokens around ties_end
+  double from, above;  // what these come to
+  long ties_block;
 
-  Weights(float most, double temperature, long size)
+  Weights(float most, double temperature)
       : most(most), scale(1.4426950408889634 / temperature), floor(this->most - OCTAVES / scale) {
     if (!(floor > FLT_LEAST)) floor = FLT_LEAST;  // minus infinity is never kept
-    keep(-__builtin_inff(), size);
+    keep(-__builtin_inff(), LONG_MAX);
   }
-  void keep(float from_low, long end) {
-    low = from_low, ties_end = end;
+  void keep(float from_low, long until_block) {
+    low = from_low, ties_block = until_block;
     from = low > floor ? low : floor;
     above = low >= floor ? nextafterf(low, __builtin_inff()) : floor;
-    for (int i = 0; i < WIDTH; i++) across[i] = i < ties_end % WIDTH ? from : above;
   }
-  INLINE_MEMBER bool skips(float block_most) const { return !(block_most >= from); }
-  INLINE_MEMBER doubles limit(long i) const {
-    return i + WIDTH <= ties_end ? doubles{} + from : i >= ties_end ? doubles{} + above : across;
-  }
+  INLINE_MEMBER double limit(long b) const { return b <= ties_block ? from : above; }
   INLINE_MEMBER doubles exponent(doubles x) const { return (x - most) * scale; }
-  // Within 2e-14 of the weight; exactly 1 for the likeliest.
-  INLINE_MEMBER doubles of(doubles x, doubles least) const {
+  // The weight within 5e-11 of itself, exactly 1 for the likeliest; nothing below `least`.
+  INLINE_MEMBER doubles of(doubles x, double least) const {
     const doubles d = exponent(x), t = d + 6755399441055744.0;  // 1.5 * 2^52: rounds to an integer
     const doubles f = d - (t - 6755399441055744.0);
-    doubles p = f * 1.0148237902009226e-07 + 1.325834397726103e-06;
-    p = p * f + 1.5252990631588808e-05;
-    p = p * f + 0.00015403440840353874;
-    p = p * f + 0.0013333557624216712;
-    p = p * f + 0.009618129181234553;
-    p = p * f + 0.05550410866842543;
-    p = p * f + 0.24022650695722478;
-    p = p * f + 0.693147180559885;
+    doubles p = f * 1.5195936495940364e-05 + 0.0001546677336117656;
+    p = p * f + 0.0013333936081087495;
+    p = p * f + 0.009618038068311968;
+    p = p * f + 0.05550410364593396;
+    p = p * f + 0.24022651067116502;
+    p = p * f + 0.6931471807050248;
     p = p * f + 1.0;
     return (doubles)(((longs)p + ((longs)t << 52)) & (longs)(x >= least));
   }
-  template <class T> INLINE_MEMBER doubles at(const T *p, long i) const { return of(widened(p), limit(i)); }
 };
 
-INLINE double total(doubles x) {
+INLINE double total(const doubles &x) {
   return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
 }
 
 // Sums by block, and their sum.
 template <class T> static double add_up(const Row<T> &row, const Weights &w, std::vector<double> &sums) {
-  sums.resize(row.blocks);
+  sums.assign(row.blocks, 0);
   double all = 0;
   for (long b = 0; b < row.blocks; b++) {
-    sums[b] = 0;
-    if (w.skips(row.most[b])) continue;
+    const double least = w.limit(b);
+    if (row.most[b] < least) continue;
     const T *p = row.block(b);
     doubles sum = {};
-    for (int i = 0; i < BLOCK; i += WIDTH) sum += w.at(p + i, b * BLOCK + i);
+    for (int i = 0; i < BLOCK; i += WIDTH) sum += w.of(widened(p + i), least);
     all += sums[b] = total(sum);
   }
   return all;
 }
 
-// Narrows what w keeps to the likeliest tokens whose weights reach the share top_p of their sum.
-// Weights are added up by bins of a quarter of an octave; in the bin where the share is reached
-// tokens are put in order.
-template <class T> static void nucleus(const Row<T> &row, Weights &w, double top_p) {
+// The least likely token of the likeliest ones that reach `share`: of the sum of the weights, or, to
+// COUNT, of tokens. Bins of a quarter of an octave are added up; the one where the share is reached
+// is then halved and halved. The key of a token that no weight reaches where the share is more than all.
+template <bool COUNT, class T> static Key last_of_share(const Row<T> &row, const Weights &w, double share) {
   std::vector<doubles> bins(BINS);  // a lane each, so that neighbours do not wait for each other
   const auto bin_of = [&](doubles x) { return __builtin_convertvector(w.exponent(x) * -4.0, ints8); };
+  const auto weight_of = [&](doubles x) { return COUNT ? (doubles)((longs)(doubles{} + 1.0) & (longs)(x >= w.from)) : w.of(x, w.from); };
   for (long b = 0; b < row.blocks; b++) {
-    if (w.skips(row.most[b])) continue;
+    if (row.most[b] < w.from) continue;
     const T *p = row.block(b);
     for (int i = 0; i < BLOCK; i += WIDTH) {
-      const doubles x = widened(p + i), least = w.limit(b * BLOCK + i), weight = w.of(x, least);
-      const ints8 bin = bin_of((doubles)(((longs)(x >= least) & (longs)x) | (~(longs)(x >= least) & (longs)(doubles{} + w.most))));
+      const doubles x = widened(p + i), weight = weight_of(x);
+      const ints8 bin = bin_of(x < w.from ? doubles{} + w.most : x);
       for (int j = 0; j < WIDTH; j++) ((double *)&bins[bin[j]])[j] += weight[j];
     }
   }
   double all = 0, before = 0;
   for (const doubles &bin : bins) all += total(bin);
-  const double share = top_p * all;
+  if (!COUNT) share *= all;
+  if (share > all) return key_of(-__builtin_inff(), 0);
   int reached = 0;
   for (; reached < BINS - 1; reached++) {
     const double next = before + total(bins[reached]);
@@ -222,24 +216,25 @@ template <class T> static void nucleus(const Row<T> &row, Weights &w, double top
   }
   std::vector<Key> keys;
   for (long b = 0; b < row.blocks; b++) {
-    if (w.skips(row.most[b]) || bin_of(doubles{} + row.most[b])[0] > reached) continue;
+    if (row.most[b] < w.from || bin_of(doubles{} + row.most[b])[0] > reached) continue;
     const T *p = row.block(b);
     for (int i = 0; i < BLOCK; i += WIDTH) {
       const doubles x = widened(p + i);
-      const longs kept = x >= w.limit(b * BLOCK + i);
-      const ints8 bin = bin_of(x);
+      const ints8 bin = bin_of(x < w.from ? doubles{} - __builtin_inf() : x);
       for (int j = 0; j < WIDTH; j++)
-        if (kept[j] && bin[j] == reached) keys.push_back(key_of((float)x[j], b * BLOCK + i + j));
+        if (bin[j] == reached && x[j] >= w.from) keys.push_back(key_of((float)x[j], b * BLOCK + i + j));
     }
   }
-  std::sort(keys.begin(), keys.end());
-  Key last = keys[0];
-  for (const Key key : keys) {
-    if (!(before < share)) break;
-    const float x = value(last = key);
-    before += w.of(doubles{} + x, doubles{} + w.from)[0];
+  Key *first = keys.data(), *end = first + keys.size();
+  while (end - first > 1) {
+    Key *middle = first + (end - first) / 2;
+    std::nth_element(first, middle, end);
+    double next = before;
+    for (Key *key = first; key < middle; key++) next += weight_of(doubles{} + value(*key))[0];
+    if (next >= share) end = middle;
+    else first = middle, before = next;
   }
-  w.keep(value(last), (long)(uint32_t)last + 1);
+  return *first;
 }
 
 // The token in whose part of the sum `u` of it lies, tokens in their own order.
@@ -257,7 +252,7 @@ template <class T> static int32_t at_share(const Row<T> &row, const Weights &w, 
   const T *p = row.block(found);
   int32_t token = 0;  // the block's last where rounding leaves none
   for (int i = 0; i < BLOCK; i += WIDTH) {
-    const doubles weight = w.at(p + i, found * BLOCK + i);
+    const doubles weight = w.of(widened(p + i), w.limit(found));
     for (int j = 0; j < WIDTH; j++) {
       if (weight[j] == 0) continue;
       token = (int32_t)(found * BLOCK + i + j);
@@ -268,15 +263,25 @@ template <class T> static int32_t at_share(const Row<T> &row, const Weights &w, 
   return token;
 }
 
-template <class T> static int32_t draw(const Row<T> &row, float most, const Settings &s) {
-  Weights w(most, s.temperature, row.size);
-  if (0 < s.top_k && s.top_k < row.size) w.keep(kth_highest(row, s.top_k), row.size);
-  if (s.top_p < 1) nucleus(row, w, s.top_p);
+template <class T> static int32_t draw(Row<T> row, float most, const Settings &s) {
+  Weights w(most, s.temperature);
+  if (0 < s.top_k && s.top_k <= MAX_LISTED && s.top_k < row.size) {
+    Key found[MAX_LISTED];
+    w.keep(value(found[likeliest(row, (int)s.top_k, found) - 1]), LONG_MAX);
+  } else if (0 < s.top_k && s.top_k < row.size) {
+    w.keep(value(last_of_share<true>(row, w, (double)s.top_k)), LONG_MAX);
+  }
+  if (s.top_p < 1) {
+    const Key last = last_of_share<false>(row, w, s.top_p);
+    const long end = (long)(uint32_t)last + 1;
+    row.end_ties(value(last), end);
+    w.keep(value(last), row.ties_block);
+  }
   if (s.min_p > 0) {
     const double least = w.most + s.temperature * log(s.min_p);
     float low = (float)least;
     if (low < least) low = nextafterf(low, __builtin_inff());
-    if (low > w.low) w.keep(low, row.size);
+    if (low > w.low) w.keep(low, LONG_MAX);
   }
   return at_share(row, w, uniform(s.seed, s.position));
 }
@@ -300,7 +305,7 @@ template <class T> static void adjust(const T *x, const Settings &s, std::vector
 
 template <class T> static void report(const Row<T> &row, float most, const Settings &s, Drawn &out) {
   std::vector<double> sums;
-  const double shift = log(add_up(row, Weights(most, 1, row.size), sums)) + most;
+  const double shift = log(add_up(row, Weights(most, 1), sums)) + most;
   Key found[MAX_TOP];
   out.num_top = likeliest(row, (int)(s.logprobs < row.size ? s.logprobs : row.size), found);
   out.logprob = value(row.x[out.token]) - shift;
