@@ -15,7 +15,6 @@ typedef double doubles __attribute__((vector_size(64)));
 typedef int64_t longs __attribute__((vector_size(64)));
 typedef int32_t ints8 __attribute__((vector_size(32)));
 typedef float floats8 __attribute__((vector_size(32)));
-typedef uint16_t shorts8 __attribute__((vector_size(16)));
 
 static const int BLOCK = 64, WIDTH = 8;  // tokens that are skipped together; worked on together
 static const int MAX_TOP = 20;           // MAX_LOGPROBS of sampling.py
@@ -61,38 +60,33 @@ static double uniform(uint64_t seed, uint64_t position) {
 }
 
 INLINE doubles widened(const float *p) {
+#if defined(PPINFER_AVX512BF16) || defined(PPINFER_AVX512)
+  return (doubles)_mm512_cvtps_pd(_mm256_loadu_ps(p));  // the compiler makes five instructions of it
+#else
   floats8 x;
   memcpy(&x, p, sizeof x);
   return __builtin_convertvector(x, doubles);
+#endif
 }
-INLINE doubles widened(const bf16 *p) {
-  typedef uint32_t words8 __attribute__((vector_size(32)));
-  shorts8 x;
-  memcpy(&x, p, sizeof x);
-  return __builtin_convertvector((floats8)(__builtin_convertvector(x, words8) << 16), doubles);
-}
-INLINE float value(float x) { return x; }
-INLINE float value(bf16 x) { return float_of((uint32_t)x << 16); }
-
 // A row in blocks, the last filled up with minus infinity, and the greatest element of each.
-template <class T> struct Row {
-  const T *x;
+struct Row {
+  const float *x;
   long size, blocks, ties_block = -1;  // which block `ties` stands for
-  T tail[BLOCK], ties[BLOCK];
+  float tail[BLOCK], ties[BLOCK];
   std::vector<float> most;
 
-  Row(const T *x, long size) : x(x), size(size), blocks((size + BLOCK - 1) / BLOCK), most(blocks) {
-    for (long i = 0; i < BLOCK; i++) tail[i] = none();
+  Row(const float *x, long size) : x(x), size(size), blocks((size + BLOCK - 1) / BLOCK), most(blocks) {
+    for (long i = 0; i < BLOCK; i++) tail[i] = -__builtin_inff();
     const long whole = size / BLOCK * BLOCK;
-    memcpy(tail, x + whole, (size - whole) * sizeof(T));
+    memcpy(tail, x + whole, (size - whole) * sizeof(float));
     for (long b = 0; b < blocks; b++) {
-      const T *p = block(b);
+      const float *p = block(b);
       F m = load(p);
       for (int i = LANES; i < BLOCK; i += LANES) m = larger(m, load(p + i));
       most[b] = largest(m);
     }
   }
-  const T *block(long b) const {
+  const float *block(long b) const {
     return b == ties_block ? ties : (b + 1) * BLOCK > size ? tail : x + b * BLOCK;
   }
   // From token `end` to the end of its block, what equals `low` becomes minus infinity.
@@ -101,9 +95,8 @@ template <class T> struct Row {
     memcpy(ties, block(b), sizeof ties);
     ties_block = b;
     for (long i = end - b * BLOCK; i < BLOCK; i++)
-      if (value(ties[i]) == low) ties[i] = none();
+      if (ties[i] == low) ties[i] = -__builtin_inff();
   }
-  static T none() { return (T)(sizeof(T) == 2 ? 0xff80 : -__builtin_inff()); }
 };
 
 // A token as a number: of two, the likelier one's is lower; of equally likely ones the first one's.
@@ -117,14 +110,14 @@ INLINE float value(Key key) {
 }
 
 // The `count` likeliest tokens in order; count is at most MAX_LISTED and the size.
-template <class T> static int likeliest(const Row<T> &row, int count, Key *found) {
+static int likeliest(const Row &row, int count, Key *found) {
   int have = 0;
   for (long b = 0; b < row.blocks; b++) {
     if (count == 0 || (have == count && key_of(row.most[b], 0) >> 32 >= found[count - 1] >> 32)) continue;
-    const T *p = row.block(b);
+    const float *p = row.block(b);
     const long end = row.size - b * BLOCK < BLOCK ? row.size - b * BLOCK : BLOCK;
     for (long i = 0; i < end; i++) {
-      const Key key = key_of(value(p[i]), b * BLOCK + i);
+      const Key key = key_of(p[i], b * BLOCK + i);
       if (have == count && key >= found[count - 1]) continue;
       int at = have < count ? have++ : count - 1;
       for (; at > 0 && found[at - 1] > key; at--) found[at] = found[at - 1];
@@ -174,13 +167,13 @@ INLINE double total(const doubles &x) {
 }
 
 // Sums by block, and their sum.
-template <class T> static double add_up(const Row<T> &row, const Weights &w, std::vector<double> &sums) {
+static double add_up(const Row &row, const Weights &w, std::vector<double> &sums) {
   sums.assign(row.blocks, 0);
   double all = 0;
   for (long b = 0; b < row.blocks; b++) {
     const double least = w.limit(b);
     if (row.most[b] < least) continue;
-    const T *p = row.block(b);
+    const float *p = row.block(b);
     doubles sum = {};
     for (int i = 0; i < BLOCK; i += WIDTH) sum += w.of(widened(p + i), least);
     all += sums[b] = total(sum);
@@ -191,13 +184,13 @@ template <class T> static double add_up(const Row<T> &row, const Weights &w, std
 // The least likely token of the likeliest ones that reach `share`: of the sum of the weights, or, to
 // COUNT, of tokens. Bins of a quarter of an octave are added up; the one where the share is reached
 // is then halved and halved. The key of a token that no weight reaches where the share is more than all.
-template <bool COUNT, class T> static Key last_of_share(const Row<T> &row, const Weights &w, double share) {
+template <bool COUNT> static Key last_of_share(const Row &row, const Weights &w, double share) {
   std::vector<doubles> bins(BINS);  // a lane each, so that neighbours do not wait for each other
   const auto bin_of = [&](doubles x) { return __builtin_convertvector(w.exponent(x) * -4.0, ints8); };
   const auto weight_of = [&](doubles x) { return COUNT ? (doubles)((longs)(doubles{} + 1.0) & (longs)(x >= w.from)) : w.of(x, w.from); };
   for (long b = 0; b < row.blocks; b++) {
     if (row.most[b] < w.from) continue;
-    const T *p = row.block(b);
+    const float *p = row.block(b);
     for (int i = 0; i < BLOCK; i += WIDTH) {
       const doubles x = widened(p + i), weight = weight_of(x);
       const ints8 bin = bin_of(x < w.from ? doubles{} + w.most : x);
@@ -217,7 +210,7 @@ template <bool COUNT, class T> static Key last_of_share(const Row<T> &row, const
   std::vector<Key> keys;
   for (long b = 0; b < row.blocks; b++) {
     if (row.most[b] < w.from || bin_of(doubles{} + row.most[b])[0] > reached) continue;
-    const T *p = row.block(b);
+    const float *p = row.block(b);
     for (int i = 0; i < BLOCK; i += WIDTH) {
       const doubles x = widened(p + i);
       const ints8 bin = bin_of(x < w.from ? doubles{} - __builtin_inf() : x);
@@ -238,7 +231,7 @@ template <bool COUNT, class T> static Key last_of_share(const Row<T> &row, const
 }
 
 // The token in whose part of the sum `u` of it lies, tokens in their own order.
-template <class T> static int32_t at_share(const Row<T> &row, const Weights &w, double u) {
+static int32_t at_share(const Row &row, const Weights &w, double u) {
   std::vector<double> sums;
   const double target = u * add_up(row, w, sums);
   double before = 0;
@@ -249,7 +242,7 @@ template <class T> static int32_t at_share(const Row<T> &row, const Weights &w, 
     if (before + sums[b] > target) break;
     before += sums[b];
   }
-  const T *p = row.block(found);
+  const float *p = row.block(found);
   int32_t token = 0;  // the block's last where rounding leaves none
   for (int i = 0; i < BLOCK; i += WIDTH) {
     const doubles weight = w.of(widened(p + i), w.limit(found));
@@ -263,7 +256,7 @@ template <class T> static int32_t at_share(const Row<T> &row, const Weights &w, 
   return token;
 }
 
-template <class T> static int32_t draw(Row<T> row, float most, const Settings &s) {
+static int32_t draw(Row row, float most, const Settings &s) {
   Weights w(most, s.temperature);
   if (0 < s.top_k && s.top_k <= MAX_LISTED && s.top_k < row.size) {
     Key found[MAX_LISTED];
@@ -286,29 +279,34 @@ template <class T> static int32_t draw(Row<T> row, float most, const Settings &s
   return at_share(row, w, uniform(s.seed, s.position));
 }
 
-// Where the greatest is infinite: as much of it as of any equal one, and nothing of the rest.
-static void level(std::vector<float> &x, float most) {
-  for (float &v : x) v = v == most ? 0 : -__builtin_inff();
-}
-
-template <class T> static void adjust(const T *x, const Settings &s, std::vector<float> &out) {
-  for (size_t i = 0; i < out.size(); i++) out[i] = value(x[i]);
+static void adjust(const Settings &s, std::vector<float> &x) {
   for (int i = 0; i < s.num_seen; i++) {
-    float &v = out[s.seen[i]];
+    float &v = x[s.seen[i]];
     if (s.repetition != 1) v = v > 0 ? v / s.repetition : v * s.repetition;
     v = v - s.frequency * s.counts[i];
     if (s.counts[i] > 0) v = v - s.presence;
   }
-  for (int i = 0; i < s.num_biased; i++) out[s.biased[i]] += s.biases[i];
-  for (int i = 0; i < s.num_forbidden; i++) out[s.forbidden[i]] = -__builtin_inff();
+  for (int i = 0; i < s.num_biased; i++) x[s.biased[i]] += s.biases[i];
+  for (int i = 0; i < s.num_forbidden; i++) x[s.forbidden[i]] = -__builtin_inff();
 }
 
-template <class T> static void report(const Row<T> &row, float most, const Settings &s, Drawn &out) {
+// Its greatest, which is finite hereafter: where it was not, as much of it as of any equal one is
+// left, and nothing of the rest.
+static float level(std::vector<float> &x, int32_t highest) {
+  const float most = x[highest];
+  if (!isinf(most)) return most;
+  for (float &v : x) v = v == most ? 0 : -__builtin_inff();
+  return 0;
+}
+
+static void report(std::vector<float> &x, const Settings &s, Drawn &out) {
+  const float most = level(x, s.highest);
+  const Row row(x.data(), x.size());
   std::vector<double> sums;
   const double shift = log(add_up(row, Weights(most, 1), sums)) + most;
   Key found[MAX_TOP];
   out.num_top = likeliest(row, (int)(s.logprobs < row.size ? s.logprobs : row.size), found);
-  out.logprob = value(row.x[out.token]) - shift;
+  out.logprob = x[out.token] - shift;
   for (int i = 0; i < out.num_top; i++) {
     out.top_ids[i] = (int32_t)(uint32_t)found[i];
     out.top_logprobs[i] = value(found[i]) - shift;
@@ -316,26 +314,20 @@ template <class T> static void report(const Row<T> &row, float most, const Setti
 }
 
 template <class T> static void sample(const T *x, long size, const Settings &s, Drawn &out) {
-  const float most = value(x[s.highest]);
+  std::vector<float> logits(size), changed;
+  long i = 0;
+  for (; i + LANES <= size; i += LANES) store(&logits[i], load(x + i));
+  if (i < size) store_some(&logits[i], load_some(x + i, (int)(size - i)), (int)(size - i));
   out.token = s.highest;
-  const bool changed = s.num_seen || s.num_biased || s.num_forbidden;
-  if (changed || (isinf(most) && s.temperature > 0)) {
-    std::vector<float> copy(size);
-    adjust(x, s, copy);
-    out.token = argmax(copy.data(), size);
-    float highest = copy[out.token];
-    if (isinf(highest)) {
-      level(copy, highest);
-      highest = 0;
-    }
-    if (s.temperature > 0) out.token = draw(Row<float>(copy.data(), size), highest, s);
-  } else if (s.temperature > 0) {
-    out.token = draw(Row<T>(x, size), most, s);
+  std::vector<float> *from = &logits;
+  if (s.num_seen || s.num_biased || s.num_forbidden) {
+    from = &(changed = logits);
+    adjust(s, changed);
+    out.token = argmax(changed.data(), size);
   }
-  if (s.logprobs < 0) return;
-  if (!isinf(most)) return report(Row<T>(x, size), most, s, out);
-  std::vector<float> copy(size);
-  for (long i = 0; i < size; i++) copy[i] = value(x[i]);
-  level(copy, most);
-  report(Row<float>(copy.data(), size), 0, s, out);
+  if (s.temperature > 0) {
+    const float most = level(*from, out.token);
+    out.token = draw(Row(from->data(), size), most, s);
+  }
+  if (s.logprobs >= 0) report(logits, s, out);
 }
