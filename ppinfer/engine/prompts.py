@@ -39,6 +39,7 @@ class RequestFactory:
     def make(self, token_ids: Sequence[int], params: SamplingParams) -> Request:
         """Raises ``RequestError`` where the prompt cannot be served, saying why."""
         self._check_tokens(token_ids)
+        self._check_bias(params)
         room = self.require_room(token_ids, 1)
         seed = params.seed
         if seed is None and not params.is_greedy:
@@ -77,6 +78,14 @@ class RequestFactory:
                 "tokenizer=<folder with tokenizer.json> to use text."
             )
         return None, list(prompt)  # type: ignore[arg-type]
+
+    def _check_bias(self, params: SamplingParams) -> None:
+        for token in params.logit_bias or ():
+            if token >= self._vocab_size:
+                raise RequestError(
+                    f"logit_bias names token id {token}, which is outside the vocabulary of "
+                    f"{self._vocab_size} tokens (0 to {self._vocab_size - 1})."
+                )
 
     def _check_tokens(self, token_ids: Sequence[Any]) -> None:
         if not token_ids:
