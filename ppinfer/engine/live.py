@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import queue
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from ppinfer.engine.detokenizer import Detokenizer
 from ppinfer.errors import PPInferError
@@ -13,11 +12,15 @@ from ppinfer.request import FinishReason, Request, RequestDelta, TokenLogprobs
 
 Item: TypeAlias = RequestDelta | PPInferError
 
-Sink: TypeAlias = "queue.SimpleQueue[list[Item]]"
-"""Where requests' deltas go, those of one step together, so that a reader wakes once a step.
 
-Unbounded, so that a slow reader holds nobody up.
-"""
+class Sink(Protocol):
+    """Where requests' deltas go, those of one step together, so that a reader wakes once a step.
+
+    Such as an unbounded queue: a slow reader holds nobody up.
+    """
+
+    def put(self, items: list[Item], /) -> None:
+        """Called by the driver's thread; must not wait."""
 
 
 @dataclass(slots=True)
