@@ -25,7 +25,7 @@ from ppinfer.comm.control import Channel
 from ppinfer.config import EngineConfig
 from ppinfer.engine.detokenizer import Detokenizer
 from ppinfer.engine.driver import Driver
-from ppinfer.engine.live import LiveRequest, Sink
+from ppinfer.engine.live import Item, LiveRequest
 from ppinfer.engine.report import StageLayout
 from ppinfer.engine.source import ModelSource
 from ppinfer.engine.stream import Stream
@@ -126,7 +126,7 @@ def _measure(
     manager = MicroBatchManager(cell.micro_batches, cell.sequences, pool, config.prefix_caching)
     schedule = GenerateSchedule(manager, cell.sequences * longest)
     params = SamplingParams(max_tokens=new_tokens, ignore_eos=True)
-    sink: Sink = queue.SimpleQueue()
+    sink: queue.SimpleQueue[list[Item]] = queue.SimpleQueue()
     requests = []
     for index in range(cell.sequences):
         length = _PROMPT_TOKENS + index % config.block_size

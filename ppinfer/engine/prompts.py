@@ -15,25 +15,31 @@ from ppinfer.request import Prompt, Request
 from ppinfer.sampling import INT64_MAX, SamplingParams
 
 
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What bounds the requests of an engine.
+
+    Attributes:
+        max_model_len: most tokens of prompt plus output.
+        eos_token_ids: ids that end a sequence.
+        num_blocks: KV blocks that all sequences share.
+    """
+
+    vocab_size: int = 0
+    max_model_len: int = 0
+    eos_token_ids: tuple[int, ...] = ()
+    num_blocks: int = 0
+
+
 class RequestFactory:
     """Turns prompts into requests of one model.
 
-    ``max_model_len`` bounds prompt plus output, in tokens. ``tokenizer`` may be ``None``: then
-    prompts must be token ids.
+    ``tokenizer`` may be ``None``: then prompts must be token ids.
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer | None,
-        *,
-        vocab_size: int,
-        max_model_len: int,
-        eos_token_ids: Sequence[int],
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, limits: Limits) -> None:
         self._tokenizer = tokenizer
-        self._vocab_size = vocab_size
-        self._max_model_len = max_model_len
-        self._eos_token_ids = frozenset(eos_token_ids)
+        self._vocab_size, self._max_model_len = limits.vocab_size, limits.max_model_len
+        self._eos_token_ids = frozenset(limits.eos_token_ids)
         self._ids = itertools.count()
 
     def make(self, token_ids: Sequence[int], params: SamplingParams) -> Request:
