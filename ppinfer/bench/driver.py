@@ -257,20 +257,18 @@ class _EchoSupervisor(Supervisor):
 def table(cells: Sequence[DriverCell], model: str) -> Table:
     made = Table(
         f"The driver's work with text by the tokenizer of {model}, µs a step",
-        ["sequences", "caches", *DRIVER_WORK, "total", "range", "p99"],
+        ["sequences", "caches", *DRIVER_WORK, "total", "p99"],
         labels=2,
     )
     for cell in cells:
         if not cell.swept and made.rows:
             made.breaks.append(len(made.rows))
-        total = Spread.of(cell.totals)
         made.rows.append(
             [
                 f"{cell.sequences} in {cell.micro_batches}",
                 "swept" if cell.swept else "warm",
                 *(_micros(Spread.of(cell.parts[name]).median) for name in DRIVER_WORK),
-                _micros(total.median),
-                f"{_micros(total.low)}–{_micros(total.high)}",
+                _micros(Spread.of(cell.totals).median),
                 _micros(Spread.of(cell.tails).median),
             ]
         )
