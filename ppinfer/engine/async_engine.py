@@ -139,8 +139,19 @@ class AsyncPPInferEngine:
         """
         return self._requests.encode(prompt)
 
-    def stream(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> AsyncStream:
+    def stream(
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        salt: str = "",
+    ) -> AsyncStream:
         """Begin a request; its deltas come by ``async for``, ``index`` always 0.
+
+        Args:
+            priority: of requests that wait, those with a lower one run first.
+            salt: only requests with the same one share cached prefixes.
 
         Raises:
             RequestError: the prompt cannot be served.
@@ -148,7 +159,8 @@ class AsyncPPInferEngine:
             StageError: a stage has failed.
         """
         self._host.check()
-        return AsyncStream(self._host, self._requests.make(prompt_token_ids, params))
+        request = self._requests.make(prompt_token_ids, params, priority, salt)
+        return AsyncStream(self._host, request)
 
     async def report(self) -> EngineReport:
         """Figures of the run under way, or else of the last one; every stage is asked.
@@ -294,8 +306,16 @@ class _Host:
 
     def submit(self, request: Request, arrived: asyncio.Queue[RequestDelta | PPInferError]) -> None:
         self._streams[request.seq_id] = arrived
-        stop_ids = tuple(request.stop_ids)
-        self.send(Submit(request.seq_id, request.prompt_token_ids, request.params, stop_ids))
+        self.send(
+            Submit(
+                request.seq_id,
+                request.prompt_token_ids,
+                request.params,
+                tuple(request.stop_ids),
+                request.priority,
+                request.salt,
+            )
+        )
 
     def abort(self, seq_id: int) -> None:
         if self._streams.pop(seq_id, None) is not None and self.failure is None:

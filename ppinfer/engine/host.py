@@ -97,6 +97,8 @@ class Host:
                     message.prompt_token_ids,
                     message.params,
                     frozenset(message.stop_ids),
+                    message.priority,
+                    message.salt,
                 )
                 sink = _RequestSink(message.seq_id, self._outbox)
                 try:

@@ -29,6 +29,8 @@ class Submit(msgspec.Struct, tag=True):
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
     stop_ids: tuple[int, ...]
+    priority: int
+    salt: str
 
 
 class Abort(msgspec.Struct, tag=True):

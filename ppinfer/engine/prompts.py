@@ -42,7 +42,13 @@ class RequestFactory:
         self._eos_token_ids = frozenset(limits.eos_token_ids)
         self._ids = itertools.count()
 
-    def make(self, token_ids: Sequence[int], params: SamplingParams) -> Request:
+    def make(
+        self,
+        token_ids: Sequence[int],
+        params: SamplingParams,
+        priority: int = 0,
+        salt: str = "",
+    ) -> Request:
         """Raises ``RequestError`` where the prompt cannot be served, saying why."""
         self._check_tokens(token_ids)
         self._check_bias(params)
@@ -57,7 +63,7 @@ class RequestFactory:
         stop_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             stop_ids |= self._eos_token_ids
-        return Request(next(self._ids), tuple(token_ids), params, stop_ids)
+        return Request(next(self._ids), tuple(token_ids), params, stop_ids, priority, salt)
 
     def require_room(self, token_ids: Sequence[int], new_tokens: int) -> int:
         """Tokens that the context has left after the prompt, if they are at least that many."""
