@@ -23,19 +23,22 @@ ROOT = b""
 DIGEST_BYTES = 16
 
 
+def root_of(salt: str) -> bytes:
+    """The parent of the first block where prefixes are shared only with the same salt."""
+    return blake2b(salt.encode(), digest_size=DIGEST_BYTES).digest() if salt else ROOT
+
+
 def hash_blocks(tokens: Sequence[int], block_size: int, parent: bytes = ROOT) -> list[bytes]:
     """Hashes of the full blocks of ``tokens``, each over its parent's hash and its own token ids.
 
     A hash therefore names a block's content and all that came before it. The chain goes on from
     any point: pass the last hash as ``parent`` and the tokens after that block.
     """
-    data = memoryview(array("q", tokens)).cast("B")
+    data = array("q", tokens).tobytes()
     width = block_size * array("q").itemsize
     hashes = []
     for end in range(width, len(data) + 1, width):
-        digest = blake2b(parent, digest_size=DIGEST_BYTES)
-        digest.update(data[end - width : end])
-        parent = digest.digest()
+        parent = blake2b(parent + data[end - width : end], digest_size=DIGEST_BYTES).digest()
         hashes.append(parent)
     return hashes
 

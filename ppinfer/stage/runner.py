@@ -48,7 +48,7 @@ class StageRunner:
         self._device = device
         self._sequences: dict[int, _SequenceState] = {}
         self._next_step = 0
-        self._sampler = Sampler(model.config.vocab_size, device) if manager.is_last else None
+        self._sampler = Sampler(model.config.vocab_size) if manager.is_last else None
 
     def begin(self, plan: StepPlan) -> Step:
         """Bring the sequences' state up to the plan.
@@ -120,7 +120,9 @@ class StageRunner:
                 positions.append(part.start + len(part.tokens))
         if not rows:
             return []
-        logits = self._model.logits(hidden[torch.tensor(rows, device=hidden.device)])
+        if len(rows) < len(hidden):
+            hidden = hidden[torch.tensor(rows, device=hidden.device)]
+        logits = self._model.logits(hidden)
         return self._sampler.sample(logits, seq_ids, positions)
 
     def _refusal(self, why: str) -> StageError:
