@@ -7,7 +7,7 @@
     │   └── UnknownArchitectureError    no policy is registered for the model's architecture
     ├── CapacityError                   the model or one request does not fit in the memory given
     ├── StageError                      a stage process failed, died, or did not answer in time
-    ├── ServerError                     an HTTP server cannot be reached, or does not answer as one should
+    ├── ServerError                     an HTTP server cannot be reached, or answers as none should
     ├── TraceError                      a trace cannot be made or written, or a file is none
     └── EngineClosedError               the engine was used after ``close()``
 

@@ -33,13 +33,17 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes with lines."""
+    """One pair of axes with lines.
+
+    ``ticks`` are names of the places 0, 1, 2, … along x, where these are no figures.
+    """
 
     title: str
     x_label: str
     y_label: str
     lines: Sequence[Line]
     whole: bool = False  # only whole numbers along x
+    ticks: Sequence[str] = ()
 
 
 def require_matplotlib() -> Any:
@@ -87,7 +91,11 @@ def plot_lines(panels: Sequence[Panel], path: Path) -> None:
         axis.set_xlabel(panel.x_label, fontsize=9)
         axis.set_ylabel(panel.y_label, fontsize=9)
         axis.set_ylim(bottom=0)
-        axis.set_xlim(left=0)
+        if panel.ticks:
+            axis.set_xticks(range(len(panel.ticks)), panel.ticks)
+            axis.set_xlim(-0.3, len(panel.ticks) - 0.7)
+        else:
+            axis.set_xlim(left=0)
         if panel.whole:
             axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(color=_LINES, linewidth=0.6)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ppinfer.cli.bench_output import outcome
+from ppinfer.cli.bench_serve import serve
 from ppinfer.cli.options import engine_options, takes
 from ppinfer.cli.terminal import guarded
 from ppinfer.errors import ConfigError
@@ -266,7 +267,7 @@ def driver(
             out.keep(cells, [bench.table(cells, subject.name)])
 
 
-for _command in (throughput, latency, comm, scaling, loading, driver, invariance):
+for _command in (throughput, latency, comm, scaling, loading, driver, invariance, serve):
     app.command(help=" ".join((_command.__doc__ or "").split()))(guarded(_command))
 
 

@@ -16,6 +16,8 @@ from ppinfer.errors import ConfigError
 if TYPE_CHECKING:
     from ppinfer.bench.tables import Table
 
+_KEY, _HIDDEN = "--api-key", "***"
+
 
 class Outcome:
     """Where results go: files while it goes on, standard output at the end."""
@@ -63,7 +65,7 @@ class Outcome:
         return {
             "benchmark": self._benchmark,
             "conditions": self._conditions,
-            "arguments": sys.argv[1:],
+            "arguments": _without_keys(sys.argv[1:]),
             "results": msgspec.to_builtins(self._results),
         }
 
@@ -84,3 +86,16 @@ def outcome(
         found = Outcome(benchmark, output, plot, bar)
         yield found
     found.show(as_json)
+
+
+def _without_keys(arguments: Sequence[str]) -> list[str]:
+    """As they were given, but for what must not be written down."""
+    shown: list[str] = []
+    for argument in arguments:
+        name, sign, _ = argument.partition("=")
+        if shown and shown[-1] == _KEY:
+            argument = _HIDDEN
+        elif name == _KEY and sign:
+            argument = f"{_KEY}={_HIDDEN}"
+        shown.append(argument)
+    return shown

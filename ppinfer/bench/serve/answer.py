@@ -48,7 +48,7 @@ class _Chunk(msgspec.Struct):
 _decode: Callable[[bytes], _Chunk] = msgspec.json.Decoder(_Chunk).decode
 
 
-class BadAnswer(Exception):
+class AnswerError(Exception):
     """The server's answer is no good; ``args`` are the status and why."""
 
 
@@ -64,7 +64,7 @@ class AnswerReader:
         """Bytes that came ``at`` this time.
 
         Raises:
-            BadAnswer: the server reports an error, or this is no such stream.
+            AnswerError: the server reports an error, or this is no such stream.
         """
         try:
             for data in self._events.feed(received):
@@ -73,13 +73,13 @@ class AnswerReader:
                 elif not self._is_done:
                     self._take(_decode(data), at)
         except (ValueError, msgspec.DecodeError) as error:  # UnicodeDecodeError is a ValueError
-            raise BadAnswer("malformed", str(error)) from error
+            raise AnswerError("malformed", str(error)) from error
 
     def close(self) -> None:
-        """The stream has ended. Raises ``BadAnswer`` where it ended too soon."""
+        """The stream has ended. Raises ``AnswerError`` where it ended too soon."""
         record = self._record
         if not self._is_done and record.finish_reason is None:
-            raise BadAnswer("disconnected", "the stream ended in the middle of an answer")
+            raise AnswerError("disconnected", "the stream ended in the middle of an answer")
         if not record.has_usage:
             record.output_tokens = len(record.chunks)
         record.status = OK
@@ -87,7 +87,7 @@ class AnswerReader:
     def _take(self, chunk: _Chunk, at: float) -> None:
         record = self._record
         if chunk.error is not None:
-            raise BadAnswer("error in stream", reason_in(bytes(chunk.error)))
+            raise AnswerError("error in stream", reason_in(bytes(chunk.error)))
         if any(choice.has_text for choice in chunk.choices):
             record.chunks.append(at)
         for choice in chunk.choices:

@@ -67,7 +67,9 @@ def parse_loads(rates: str | None, concurrency: str | None) -> tuple[Load, ...]:
         except ValueError:
             rate = math.nan
         if not rate > 0:
-            raise ConfigError(f"rate must be a list of requests/s such as 1,2.5,inf, not {rates!r}.")
+            raise ConfigError(
+                f"rate must be a list of requests/s such as 1,2.5,inf, not {rates!r}."
+            )
         loads.append(Load(rate=rate))
     return tuple(dict.fromkeys(loads))
 

@@ -5,80 +5,21 @@ from __future__ import annotations
 import resource
 import ssl
 import time
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 
-from ppinfer.bench.serve.answer import AnswerReader, BadAnswer, reason_in
+from ppinfer.bench.serve.answer import AnswerError, AnswerReader, reason_in
 from ppinfer.bench.serve.records import RequestRecord
-from ppinfer.bench.serve.workload import Ask
-from ppinfer.errors import ConfigError, ServerError
+from ppinfer.bench.serve.target import Target
+from ppinfer.errors import ServerError
 
 _KEEP_ALIVE = 2.0
 """Seconds an idle connection is kept: less than servers do, lest one closes it as it is used."""
 _SHORT_TIMEOUT = 30.0
 _SPARE_FILES = 64
-
-
-@dataclass(frozen=True)
-class Dialect:
-    """Fields of a request that a server may not know."""
-
-    ignore_eos: bool = False
-    usage: bool = True
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is measured. ``url`` is the server's root; ``extra`` are more fields of each request."""
-
-    url: str
-    endpoint: str
-    model: str = ""
-    dialect: Dialect = Dialect()
-    extra: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def is_chat(self) -> bool:
-        return self.endpoint == "chat"
-
-    @property
-    def path(self) -> str:
-        return "/v1/chat/completions" if self.is_chat else "/v1/completions"
-
-    def body(self, ask: Ask) -> bytes:
-        fields: dict[str, Any] = {"model": self.model}
-        fields |= {"messages": ask.messages} if self.is_chat else {"prompt": ask.text}
-        fields |= {"max_tokens": ask.max_tokens, "temperature": 0.0, "stream": True}
-        if self.dialect.usage:
-            fields["stream_options"] = {"include_usage": True}
-        if self.dialect.ignore_eos:
-            fields["ignore_eos"] = True
-        return msgspec.json.encode(fields | self.extra)
-
-
-def root_of(url: str) -> str:
-    """Scheme, host and path before ``/v1``; ``http`` where no scheme is given.
-
-    Raises:
-        ConfigError: this is no such address.
-    """
-    whole = url if "://" in url else f"http://{url}"
-    try:
-        parts = urlsplit(whole)
-        port_is_sound = parts.port is None or parts.port > 0
-    except ValueError:
-        port_is_sound = False
-    if not port_is_sound or parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"expected a server's address such as http://127.0.0.1:8000, not {url!r}.")
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise ConfigError("The server's address must be bare; a key is given with --api-key.")
-    path = parts.path.rstrip("/").removesuffix("/v1")
-    return f"{parts.scheme}://{parts.netloc}{path}"
 
 
 class Client:
@@ -123,13 +64,13 @@ class Client:
             ) as response:
                 if response.status != 200:
                     text = await response.content.read(64 * 1024)
-                    raise BadAnswer(f"HTTP {response.status}", reason_in(text))
+                    raise AnswerError(f"HTTP {response.status}", reason_in(text))
                 if response.content_type != "text/event-stream":
-                    raise BadAnswer("no stream", f"an answer of type {response.content_type}")
+                    raise AnswerError("no stream", f"an answer of type {response.content_type}")
                 async for received in response.content.iter_any():
                     reader.feed(received, time.perf_counter() - start)
             reader.close()
-        except BadAnswer as problem:
+        except AnswerError as problem:
             record.status, record.why = problem.args
         except TimeoutError:
             record.status, record.why = "timeout", f"no end after {self._timeout.total:g} s"

@@ -29,8 +29,8 @@ class Percentiles:
         known = sorted(value for value in values if value is not None)
         if not known:
             return None
-        shares = (percentile(known, share) for share in (0.5, 0.9, 0.99))
-        return cls(*shares, sum(known) / len(known), known[-1])
+        p50, p90, p99 = (percentile(known, share) for share in (0.5, 0.9, 0.99))
+        return cls(p50, p90, p99, sum(known) / len(known), known[-1])
 
 
 @dataclass

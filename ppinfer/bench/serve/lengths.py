@@ -30,6 +30,11 @@ class Lengths:
         log = min(source.normalvariate(math.log(self.median), self.sigma), math.log(_LARGEST))
         return min(max(round(math.exp(log)), self.low), self.high)
 
+    def __str__(self) -> str:
+        if self.median is not None:
+            return f"lognormal about {self.median:g}"
+        return f"{self.low:,}" if self.low == self.high else f"{self.low:,}–{self.high:,}"
+
 
 def parse_lengths(text: str, what: str) -> Lengths:
     """``"128"``, ``"16-700"`` or ``"lognormal:MEDIAN:SIGMA"`` with ``:MAX`` if wanted.

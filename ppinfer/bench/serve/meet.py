@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ppinfer.bench.serve.client import Client, Dialect, Target
+from ppinfer.bench.serve.client import Client
 from ppinfer.bench.serve.records import RequestRecord
-from ppinfer.bench.serve.workload import Ask, Gauge
+from ppinfer.bench.serve.target import Dialect, Target
 from ppinfer.bench.serve.words import OPENING, WORDS
+from ppinfer.bench.serve.workload import Ask, Gauge
 from ppinfer.errors import ServerError
 
 _REFUSED = ("HTTP 400", "HTTP 422")
@@ -32,8 +33,9 @@ async def meet(client: Client, target: Target) -> tuple[Target, Gauge, list[str]
             raise ServerError(f"{target.url}/v1/models names no model: name it with --model.")
         target = replace(target, model=served[0])
     words = await _single_tokens(client, target.model)
+    asked = target.dialect
     target, few = await _first_answer(client, target, words or WORDS)
-    notes = _notes(target, few)
+    notes = _notes(asked, target.dialect, few)
     more = await _try(client, target, _text(words or WORDS, _MORE))
     per_word = 1.0
     if not words and more.has_usage and more.input_tokens > few.input_tokens:
@@ -63,8 +65,10 @@ async def _first_answer(
     )
 
 
-def _notes(target: Target, answer: RequestRecord) -> list[str]:
+def _notes(asked: Dialect, spoken: Dialect, answer: RequestRecord) -> list[str]:
     notes = []
+    if asked.ignore_eos and not spoken.ignore_eos:
+        notes.append("The server refuses ignore_eos: answers end where the model ends them.")
     if not answer.has_usage:
         notes.append(
             "The server sends no usage: input tokens are estimates, and each piece of text that "
@@ -89,8 +93,9 @@ async def _single_tokens(client: Client, model: str) -> Sequence[str]:
     form = await _tokenize_form(client, model)
     if form is None:
         return ()
-    base = await client.count_tokens(form | dict.fromkeys(form.keys() - {"model"}, OPENING))
-    groups, single = [list(WORDS)], []
+    base = await client.count_tokens(form)
+    groups: list[list[str]] = [list(WORDS)]
+    single: list[str] = []
     name = "prompt" if "prompt" in form else "content"
     for _ in range(_MAX_COUNTS):
         if not groups or base is None:
@@ -105,3 +110,16 @@ async def _single_tokens(client: Client, model: str) -> Sequence[str]:
             middle = len(group) // 2
             groups += [group[:middle], group[middle:]]
     return sorted(single) if len(single) >= _MIN_WORDS else ()
+
+
+async def _tokenize_form(client: Client, model: str) -> dict[str, Any] | None:
+    """The opening word as ``/tokenize`` takes it here: vLLM's and our way, or llama.cpp's."""
+    for form in ({"model": model, "prompt": OPENING}, {"content": OPENING}):
+        if await client.count_tokens(form) is not None:
+            return form
+    return None
+
+
+def _text(words: Sequence[str], count: int) -> str:
+    source = random.Random(f"meet/{count}")
+    return " ".join([OPENING, *source.choices(words, k=count)])

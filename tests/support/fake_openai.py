@@ -1,0 +1,155 @@
+"""A server of OpenAI's kind that says numbers, on a free port, in a thread of its own."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass
+class FakeOpenAI:
+    """How the server behaves, and what it was asked.
+
+    Attributes:
+        delay: seconds before each piece of an answer.
+        fail: statuses to answer with, by the request's number after the first short ones.
+        unknown: fields that it refuses.
+        one_at_a_time: requests wait for each other.
+        cut: streams end after this many pieces, without a word.
+    """
+
+    delay: float = 0.0
+    usage: bool = True
+    tokenize: bool = True
+    api_key: str | None = None
+    fail: dict[int, int] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
+    one_at_a_time: bool = False
+    cut: int | None = None
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    most_at_once: int = 0
+    url: str = ""
+
+    def __post_init__(self) -> None:
+        self.lock = threading.Lock()
+        self.turn = threading.Lock()
+        self.at_once = 0
+
+    @property
+    def load(self) -> list[dict[str, Any]]:
+        """The requests of the load: those for more than one token."""
+        return [body for body in self.asked if body["max_tokens"] > 1]
+
+
+@contextmanager
+def serving(fake: FakeOpenAI) -> Iterator[FakeOpenAI]:
+    class Handler(_Handler):
+        behaviour = fake
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    fake.url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield fake
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    behaviour: FakeOpenAI
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def handle(self) -> None:
+        try:
+            super().handle()
+        except ConnectionError:
+            self.close_connection = True
+
+    def do_GET(self) -> None:
+        key = self.behaviour.api_key
+        if key is not None and self.headers["Authorization"] != f"Bearer {key}":
+            self._error(401, "wrong key")
+        else:
+            self._answer(200, {"object": "list", "data": [{"id": "numbers"}]})
+
+    def do_POST(self) -> None:
+        fake = self.behaviour
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/tokenize":
+            if not fake.tokenize or "prompt" not in body:
+                return self._error(404, "not here")
+            return self._answer(200, {"count": len(body["prompt"].split())})
+        with fake.lock:
+            fake.asked.append(body)
+            number = len(fake.load) - 1
+            fake.at_once += 1
+            fake.most_at_once = max(fake.most_at_once, fake.at_once)
+        try:
+            for name in fake.unknown:
+                if name in body:
+                    return self._error(400, f"unknown field {name}")
+            if body["max_tokens"] > 1 and number in fake.fail:
+                return self._error(fake.fail[number], "not now")
+            if fake.one_at_a_time:
+                with fake.turn:
+                    return self._stream(body)
+            return self._stream(body)
+        finally:
+            with fake.lock:
+                fake.at_once -= 1
+
+    def _stream(self, body: dict[str, Any]) -> None:
+        fake, is_chat = self.behaviour, "messages" in body
+        prompt = body["messages"][-1]["content"] if is_chat else body["prompt"]
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream; charset=utf-8")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        if is_chat:
+            self._event({"choices": [{"delta": {"role": "assistant", "content": ""}}]})
+        for number in range(body["max_tokens"]):
+            time.sleep(fake.delay)
+            if number == fake.cut:
+                self.wfile.write(b"0\r\n\r\n")
+                return
+            text = f" {number}"
+            choice = {"delta": {"content": text}} if is_chat else {"text": text}
+            self._event({"choices": [choice | {"finish_reason": None}]})
+        last = {"delta": {}} if is_chat else {"text": ""}
+        self._event({"choices": [last | {"finish_reason": "length"}]})
+        if fake.usage and "stream_options" in body:
+            count = len(prompt.split()) + (5 if is_chat else 0)
+            usage = {"prompt_tokens": count, "completion_tokens": body["max_tokens"]}
+            self._event({"choices": [], "usage": usage})
+        self._chunk(b"data: [DONE]\n\n")
+        self.wfile.write(b"0\r\n\r\n")
+
+    def _event(self, value: dict[str, Any]) -> None:
+        self._chunk(b"data: " + json.dumps(value).encode() + b"\n\n")
+
+    def _chunk(self, data: bytes) -> None:
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+
+    def _error(self, status: int, message: str) -> None:
+        self._answer(status, {"error": {"message": message, "type": "x", "code": status}})
+
+    def _answer(self, status: int, value: dict[str, Any]) -> None:
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
