@@ -52,7 +52,7 @@ def serving(fake: FakeOpenAI) -> Iterator[FakeOpenAI]:
     class Handler(_Handler):
         behaviour = fake
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = _Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     fake.url = f"http://127.0.0.1:{server.server_port}"
@@ -62,6 +62,11 @@ def serving(fake: FakeOpenAI) -> Iterator[FakeOpenAI]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 1024  # beyond it, connections wait a second to be tried again
+    daemon_threads = True
 
 
 class _Handler(BaseHTTPRequestHandler):

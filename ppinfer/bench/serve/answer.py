@@ -42,7 +42,7 @@ class _Usage(msgspec.Struct):
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] = []
     usage: _Usage | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = msgspec.Raw(b"null")
 
 
 _decode: Callable[[bytes], _Chunk] = msgspec.json.Decoder(_Chunk).decode
@@ -86,8 +86,9 @@ class AnswerReader:
 
     def _take(self, chunk: _Chunk, at: float) -> None:
         record = self._record
-        if chunk.error is not None:
-            raise AnswerError("error in stream", reason_in(bytes(chunk.error)))
+        error = bytes(chunk.error)
+        if error != b"null":
+            raise AnswerError("error in stream", reason_in(error))
         if any(choice.has_text for choice in chunk.choices):
             record.chunks.append(at)
         for choice in chunk.choices:

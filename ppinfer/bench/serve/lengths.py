@@ -50,8 +50,8 @@ def parse_lengths(text: str, what: str) -> Lengths:
             found = Lengths(1, _count(largest), float(median), float(sigma))
             is_sound = 1 <= float(median) <= found.high and 0 <= found.sigma < math.inf
         else:
-            low, _, high = text.partition("-")
-            found = Lengths(_count(low), _count(high or low))
+            low, dash, high = text.partition("-")
+            found = Lengths(_count(low), _count(high if dash else low))
             is_sound = found.low <= found.high
     except ValueError:
         is_sound = False

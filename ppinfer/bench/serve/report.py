@@ -61,7 +61,7 @@ def panels(found: Served) -> list[Panel]:
                 "requests/s",
                 [
                     ("answered", lambda level: level.requests_per_second),
-                    (f"within {found.objective}", lambda level: level.goodput),
+                    ("within the objective", lambda level: level.goodput),
                 ],
             )
         )
