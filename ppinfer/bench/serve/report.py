@@ -23,7 +23,7 @@ def tables(found: Served) -> list[Table]:
     has_goal = found.objective is not None
     rates = Table(
         f"{found.url}, {found.model}, {found.endpoint}: {found.requests}",
-        ["load", "done", "failed", "requests/s", "input tok/s", "output tok/s"]
+        ["load", "done", "failed", "req/s", "input tok/s", "output tok/s"]
         + (["good/s"] if has_goal else [])
         + ["client"],
     )
@@ -32,10 +32,9 @@ def tables(found: Served) -> list[Table]:
         ["load", "first token, ms", "between tokens, ms", "whole answer, s"],
     )
     for level in found.levels:
-        cut_off = f" +{level.cut_off} cut off" if level.cut_off else ""
         good = [] if level.goodput is None else [level.goodput]
         figures = [level.requests_per_second, level.input_per_second, level.output_per_second]
-        row = [level.name, f"{level.done:,}{cut_off}", f"{level.failed:,}"]
+        row = [level.name, f"{level.done:,}", f"{level.failed:,}"]
         row += [*map(number, [*figures, *good]), percent(level.client_share)]
         rates.rows.append(row)
         waits.rows.append(
@@ -114,6 +113,8 @@ def _three(times: Percentiles | None, scale: float) -> str:
 def _notes(level: Level) -> list[str]:
     """What a reader must know before believing a level's figures."""
     notes = []
+    if level.cut_off:
+        notes.append(f"{level.name}: the run was ended with {level.cut_off:,} requests in flight.")
     for status, count in level.failures.items():
         why = f": {level.why[status]}" if status in level.why else ""
         notes.append(f"{level.name}: {count:,} failed, {status}{why}")
