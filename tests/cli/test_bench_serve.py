@@ -92,7 +92,7 @@ def test_ctrl_c_reports_what_there_is(number: signal.Signals) -> None:
     marked = Marked.new()
     with serving(FakeOpenAI(delay=0.01)) as fake:
         command = [sys.executable, "-m", "ppinfer.cli", "bench", "serve", fake.url, "--json",
-                   "--concurrency", "2,4", "--requests", "100000", "--output-tokens", "4",
+                   "--concurrency", "2,4", "--requests", "5000", "--output-tokens", "4",
                    "--prompt-tokens", "4"]  # fmt: skip
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=marked.environment

@@ -114,7 +114,7 @@ def _notes(level: Level) -> list[str]:
     """What a reader must know before believing a level's figures."""
     notes = []
     if level.cut_off:
-        notes.append(f"{level.name}: the run was ended with {level.cut_off:,} requests in flight.")
+        notes.append(f"{level.name}: the run was ended with {level.cut_off:,} unanswered.")
     for status, count in level.failures.items():
         why = f": {level.why[status]}" if status in level.why else ""
         notes.append(f"{level.name}: {count:,} failed, {status}{why}")

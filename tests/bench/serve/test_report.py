@@ -47,7 +47,7 @@ def test_the_tables_fit_a_terminal() -> None:
     text = drawn(served(level(Load(rate=1.0)), level(Load(rate=math.inf))))
     assert all(len(line.rstrip()) <= 80 for line in text.splitlines())
     assert "1,000 / 1,000 / 1,000" in text
-    assert "1/s: the run was ended with 1 requests in flight." in text
+    assert "1/s: the run was ended with 1 unanswered." in text
     assert "A note." in text
     assert "1/s: 1 failed, HTTP 503: full" in text
     assert "faster than it looks" not in text
