@@ -11,6 +11,7 @@ from ppinfer.version import __version__
 
 if TYPE_CHECKING:
     from ppinfer.config import EngineConfig
+    from ppinfer.engine.async_engine import AsyncPPInferEngine, AsyncStream, EngineInfo
     from ppinfer.engine.engine import PPInferEngine
     from ppinfer.engine.report import EngineReport, StageReport
     from ppinfer.errors import (
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 _HOMES = {
     "EngineConfig": "ppinfer.config",
     "PPInferEngine": "ppinfer.engine.engine",
+    "AsyncPPInferEngine": "ppinfer.engine.async_engine",
+    "AsyncStream": "ppinfer.engine.async_engine",
+    "EngineInfo": "ppinfer.engine.async_engine",
     "EngineReport": "ppinfer.engine.report",
     "StageReport": "ppinfer.engine.report",
     "CapacityError": "ppinfer.errors",

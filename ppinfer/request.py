@@ -28,12 +28,16 @@ class Request:
         prompt_token_ids: at least one token.
         params: sampling settings; ``max_tokens`` already fits the context and ``seed`` is set.
         stop_ids: token ids that end the sequence (the model's own unless ``ignore_eos``).
+        priority: of requests that wait, those with a lower one run first.
+        salt: whose request it is: only requests with the same one share cached prefixes.
     """
 
     seq_id: int
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
     stop_ids: frozenset[int] = frozenset()
+    priority: int = 0
+    salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)

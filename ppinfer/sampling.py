@@ -6,7 +6,7 @@ Torch-free: the driver validates these, and the last stage carries them out (``s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -19,6 +19,8 @@ GREEDY_BELOW = 1e-5
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
+MAX_BIASES = 1024
+MAX_BIAS = 100.0
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 
@@ -33,9 +35,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         top_p: keep the smallest set of likeliest tokens whose probabilities sum to at least this.
         min_p: keep tokens at least this fraction as likely as the likeliest.
         repetition_penalty: divides positive and multiplies negative logits of tokens seen in prompt
-            or output (Keskar et al. 2019, CTRL); 1 is off.
+            or output (Keskar et al. 2019, CTRL), 0.01 to 100; 1 is off.
         presence_penalty: subtracted once from tokens that occurred in the output.
         frequency_penalty: subtracted for every occurrence in the output.
+        logit_bias: token id to what is added to its logit after the penalties, -100 to 100, for at
+            most 1,024 tokens.
         seed: fixes every draw of this request; ``None`` lets the engine choose one.
         stop: strings that end the text and are not part of it; one string or several.
         stop_token_ids: token ids that end the sequence, beside the model's own.
@@ -56,6 +60,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] | None = None
     seed: int | None = None
     stop: str | tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -76,9 +81,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         _check_int("top_k", self.top_k, 0, INT64_MAX)
         _check_float("top_p", self.top_p, 0.0, 1.0, open_low=True)
         _check_float("min_p", self.min_p, 0.0, 1.0)
-        _check_float("repetition_penalty", self.repetition_penalty, 0.0, math.inf, open_low=True)
+        _check_float("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         _check_float("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _check_float("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        if self.logit_bias is not None:
+            force_setattr(self, "logit_bias", _biases("logit_bias", self.logit_bias))
         if self.seed is not None:
             _check_int("seed", self.seed, INT64_MIN, INT64_MAX)
         if self.logprobs is not None:
@@ -127,6 +134,17 @@ def _strings(name: str, value: Any) -> tuple[str, ...]:
     if not all(isinstance(s, str) and s for s in strings):
         raise RequestError(f"{name} must hold strings that are not empty, not {value!r}.")
     return strings
+
+
+def _biases(name: str, value: Any) -> dict[int, float]:
+    if not isinstance(value, Mapping):
+        raise RequestError(f"{name} must map token ids to numbers, not be {value!r}.")
+    if len(value) > MAX_BIASES:
+        raise RequestError(f"{name} takes at most {MAX_BIASES:,} tokens, not {len(value):,}.")
+    for token, bias in value.items():
+        _check_int(f"A token id of {name}", token, 0, INT64_MAX)
+        _check_float(f"{name} of token {token}", bias, -MAX_BIAS, MAX_BIAS)
+    return {token: float(bias) for token, bias in value.items()}
 
 
 def _token_ids(name: str, value: Any) -> tuple[int, ...]:

@@ -63,3 +63,22 @@ def test_messages_of_the_other_side_are_refused() -> None:
         messages.decode_to_stage(result)
     with pytest.raises(msgspec.DecodeError):
         messages.decode_to_driver(result[:-1])
+
+
+@pytest.mark.parametrize(
+    "bias",
+    [[1], "5", {"5": 1.0}, {-1: 1.0}, {True: 1.0}, {5: "x"}, {5: 100.5}, {5: NAN}, {5: True},
+     dict.fromkeys(range(1025), 0.0)],
+)  # fmt: skip
+def test_bad_biases_are_named(bias: Any) -> None:
+    with pytest.raises(RequestError, match="logit_bias"):
+        SamplingParams(logit_bias=bias)
+
+
+def test_biases_are_copied_and_travel() -> None:
+    given = {5: 1, 9: -100.0}
+    params = SamplingParams(logit_bias=given)
+    given.clear()
+    assert params.logit_bias == {5: 1.0, 9: -100.0}
+    plan = messages.StepPlan(0, 0, [], [messages.NewSequence(1, 2, params)], [])
+    assert messages.decode_to_stage(messages.encode(plan)) == plan

@@ -25,7 +25,7 @@ from ppinfer.comm.control import Channel
 from ppinfer.config import EngineConfig
 from ppinfer.engine.detokenizer import Detokenizer
 from ppinfer.engine.driver import Driver
-from ppinfer.engine.live import LiveRequest, Sink
+from ppinfer.engine.live import Item, LiveRequest
 from ppinfer.engine.report import StageLayout
 from ppinfer.engine.source import ModelSource
 from ppinfer.engine.stream import Stream
@@ -126,7 +126,7 @@ def _measure(
     manager = MicroBatchManager(cell.micro_batches, cell.sequences, pool, config.prefix_caching)
     schedule = GenerateSchedule(manager, cell.sequences * longest)
     params = SamplingParams(max_tokens=new_tokens, ignore_eos=True)
-    sink: Sink = queue.SimpleQueue()
+    sink: queue.SimpleQueue[list[Item]] = queue.SimpleQueue()
     requests = []
     for index in range(cell.sequences):
         length = _PROMPT_TOKENS + index % config.block_size
@@ -257,20 +257,18 @@ class _EchoSupervisor(Supervisor):
 def table(cells: Sequence[DriverCell], model: str) -> Table:
     made = Table(
         f"The driver's work with text by the tokenizer of {model}, µs a step",
-        ["sequences", "caches", *DRIVER_WORK, "total", "range", "p99"],
+        ["sequences", "caches", *DRIVER_WORK, "total", "p99"],
         labels=2,
     )
     for cell in cells:
         if not cell.swept and made.rows:
             made.breaks.append(len(made.rows))
-        total = Spread.of(cell.totals)
         made.rows.append(
             [
                 f"{cell.sequences} in {cell.micro_batches}",
                 "swept" if cell.swept else "warm",
                 *(_micros(Spread.of(cell.parts[name]).median) for name in DRIVER_WORK),
-                _micros(total.median),
-                f"{_micros(total.low)}–{_micros(total.high)}",
+                _micros(Spread.of(cell.totals).median),
                 _micros(Spread.of(cell.tails).median),
             ]
         )

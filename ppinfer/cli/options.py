@@ -16,6 +16,7 @@ import msgspec
 import typer
 
 from ppinfer.config import EngineConfig, settings_help
+from ppinfer.errors import RequestError
 from ppinfer.sampling import SamplingParams
 
 ResultT = TypeVar("ResultT")
@@ -98,8 +99,8 @@ def sampling_options(**defaults: Any) -> OptionGroup:
     for item in msgspec.structs.fields(SamplingParams):
         types[item.name] = item.type
         values[item.name] = item.default
-    types |= {"stop": list[str], "stop_token_ids": list[int]}
-    values |= {"stop": [], "stop_token_ids": []}
+    types |= {"stop": list[str], "stop_token_ids": list[int], "logit_bias": list[str]}
+    values |= {"stop": [], "stop_token_ids": [], "logit_bias": []}
     return OptionGroup(
         name="sampling",
         panel="Sampling",
@@ -111,7 +112,19 @@ def sampling_options(**defaults: Any) -> OptionGroup:
 
 def make_params(sampling: Mapping[str, Any], **defaults: Any) -> SamplingParams:
     """What the user gave and a command's own defaults, checked."""
-    return SamplingParams(**(defaults | dict(sampling)))
+    given = defaults | dict(sampling)
+    if "logit_bias" in given:
+        given["logit_bias"] = dict(map(_bias, given["logit_bias"]))
+    return SamplingParams(**given)
+
+
+def _bias(written: str) -> tuple[int, float]:
+    """A token and its bias, from ``ID=BIAS``."""
+    token, _, bias = written.partition("=")
+    try:
+        return int(token), float(bias)
+    except ValueError:
+        raise RequestError(f"logit_bias must be written ID=BIAS, not {written!r}.") from None
 
 
 def takes(*groups: OptionGroup) -> Callable[[Callable[..., ResultT]], Callable[..., ResultT]]:

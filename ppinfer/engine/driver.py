@@ -129,6 +129,11 @@ class Driver:
         if not self._thread.is_alive():
             raise EngineClosedError("This engine is closed; make a new one.")
 
+    def wait(self) -> PPInferError:
+        """Wait for the driver's end; returns why, ``EngineClosedError`` where it was closed."""
+        self._thread.join()
+        return _fresh(self._failure or EngineClosedError("The engine was closed."))
+
     def close(self) -> None:
         """Stop the thread and every stage; what is unfinished ends with ``EngineClosedError``.
 

@@ -13,18 +13,18 @@ from ppinfer.config import EngineConfig
 from ppinfer.engine.build import Pipeline, Progress, build_pipeline
 from ppinfer.engine.detokenizer import Detokenizer
 from ppinfer.engine.driver import Driver
-from ppinfer.engine.live import LiveRequest, Sink
-from ppinfer.engine.prompts import RequestFactory, as_list, pair_params, rows_of_batches
+from ppinfer.engine.live import Item, LiveRequest, Sink
+from ppinfer.engine.prompts import Limits, RequestFactory, as_list, pair_params, rows_of_batches
 from ppinfer.engine.report import EngineReport
 from ppinfer.engine.source import ModelSource
 from ppinfer.engine.stream import Stream
 from ppinfer.engine.supervisor import Launcher, Supervisor
 from ppinfer.engine.tracing import Tracing
-from ppinfer.errors import RequestError
+from ppinfer.errors import PPInferError, RequestError
 from ppinfer.launch import torchrun
 from ppinfer.launch.local import LocalLauncher
 from ppinfer.messages import StageLoaded
-from ppinfer.request import Prompt, RequestDelta, RequestOutput
+from ppinfer.request import Prompt, Request, RequestDelta, RequestOutput
 from ppinfer.sampling import SamplingParams
 from ppinfer.schedule.block_pool import BlockPool
 from ppinfer.schedule.generate import GenerateSchedule
@@ -84,6 +84,8 @@ class PPInferEngine:
         """The arithmetic in force."""
         self.tokenizer: Tokenizer | None = None
         """The model's tokenizer, where it has one."""
+        self.limits = Limits()
+        """What bounds a request."""
         named = isinstance(model, str | Path)
         self._model_name = Path(model).name if named else type(model).__name__
         self._follower: torchrun.Follower | None = None
@@ -116,12 +118,13 @@ class PPInferEngine:
         self.notes, self.dtype = pipeline.notes, pipeline.dtype
         self.choices = list(pipeline.tuning.choices)
         self.tokenizer = pipeline.tokenizer
-        self._requests = RequestFactory(
-            pipeline.tokenizer,
+        self.limits = Limits(
             vocab_size=pipeline.config.vocab_size,
             max_model_len=pipeline.max_model_len,
             eos_token_ids=pipeline.eos_token_ids,
+            num_blocks=pipeline.num_blocks,
         )
+        self._requests = RequestFactory(pipeline.tokenizer, self.limits)
         manager = MicroBatchManager(
             pipeline.tuning.num_slots,
             self.config.max_sequences,
@@ -186,12 +189,12 @@ class PPInferEngine:
         if self._follower is not None:
             self._follower.join()
             return []
-        requests, texts = self._make_requests(prompts, params)
+        requests, texts, sink = self._make_requests(prompts, params)
         report = progress or _no_progress
         report("generate", 0, len(requests))
         parts: list[list[RequestDelta]] = [[] for _ in requests]
         finished = 0
-        with self._submit(requests) as stream:
+        with self._submit(requests, sink) as stream:
             for delta in stream:
                 parts[delta.index].append(delta)
                 if delta.finish_reason is not None:
@@ -214,7 +217,31 @@ class PPInferEngine:
         if self._follower is not None:
             self._follower.join()
             return Stream.empty()
-        return self._submit(self._make_requests(prompts, params)[0])
+        requests, _, sink = self._make_requests(prompts, params)
+        return self._submit(requests, sink)
+
+    # ------------------------------------------------------------ for hosts of this engine
+
+    def attach(self, request: Request, sink: Sink) -> None:
+        """Begin a request that is checked and whole; its deltas have its ``seq_id`` as index.
+
+        What keeps it from running goes to the sink too. ``seq_id`` is the caller's to choose, so an
+        engine has either hosts or callers of its other methods, not both.
+
+        Raises:
+            PPInferError: what ended the engine.
+        """
+        self._driver.check()
+        decoder = self._decoder(request.params)
+        self._driver.submit([LiveRequest(request, request.seq_id, sink, decoder)])
+
+    def detach(self, seq_ids: Sequence[int]) -> None:
+        """Abort what is unfinished of these requests; nothing more comes of them."""
+        self._driver.abort(seq_ids)
+
+    def wait_until_closed(self) -> PPInferError:
+        """Wait for the engine's end, in another thread; ``EngineClosedError`` if it was closed."""
+        return self._driver.wait()
 
     def report(self) -> EngineReport:
         """Figures of the run under way, or else of the last one."""
@@ -272,10 +299,10 @@ class PPInferEngine:
         self,
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None,
-    ) -> tuple[list[LiveRequest], list[str | None]]:
+    ) -> tuple[list[LiveRequest], list[str | None], queue.SimpleQueue[list[Item]]]:
         """All requests of a call; every prompt is checked before the first one is submitted."""
         listed = as_list(prompts)
-        sink: Sink = queue.SimpleQueue()
+        sink: queue.SimpleQueue[list[Item]] = queue.SimpleQueue()
         requests, texts = [], []
         for index, (prompt, chosen) in enumerate(
             zip(listed, pair_params(params, len(listed)), strict=True)
@@ -283,17 +310,16 @@ class PPInferEngine:
             text, ids = self._requests.encode(prompt)
             if chosen.stop and self.tokenizer is None:
                 raise RequestError("Stop strings need a tokenizer, and this engine has none.")
-            decoder = (
-                Detokenizer(self.tokenizer, chosen.stop) if self.tokenizer is not None else None
-            )
-            requests.append(LiveRequest(self._requests.make(ids, chosen), index, sink, decoder))
+            request = self._requests.make(ids, chosen)
+            requests.append(LiveRequest(request, index, sink, self._decoder(chosen)))
             texts.append(text)
-        return requests, texts
+        return requests, texts, sink
 
-    def _submit(self, requests: list[LiveRequest]) -> Stream:
-        if not requests:
-            return Stream.empty()
-        return Stream(self._driver, requests[0].sink, requests, owner=self)
+    def _decoder(self, params: SamplingParams) -> Detokenizer | None:
+        return None if self.tokenizer is None else Detokenizer(self.tokenizer, params.stop)
+
+    def _submit(self, requests: list[LiveRequest], sink: queue.SimpleQueue[list[Item]]) -> Stream:
+        return Stream(self._driver, sink, requests, owner=self) if requests else Stream.empty()
 
 
 def _no_progress(event: str, done: float, total: float) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import queue
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from ppinfer.engine.detokenizer import Detokenizer
 from ppinfer.errors import PPInferError
@@ -14,11 +13,15 @@ from ppinfer.request import FinishReason, Request, RequestDelta, RequestOutput, 
 
 Item: TypeAlias = RequestDelta | PPInferError
 
-Sink: TypeAlias = "queue.SimpleQueue[list[Item]]"
-"""Where requests' deltas go, those of one step together, so that a reader wakes once a step.
 
-Unbounded, so that a slow reader holds nobody up.
-"""
+class Sink(Protocol):
+    """Where requests' deltas go, those of one step together, so that a reader wakes once a step.
+
+    Such as an unbounded queue: a slow reader holds nobody up.
+    """
+
+    def put(self, items: list[Item], /) -> None:
+        """Called by the driver's thread; must not wait."""
 
 
 @dataclass(slots=True)

@@ -15,30 +15,43 @@ from ppinfer.request import Prompt, Request
 from ppinfer.sampling import INT64_MAX, SamplingParams
 
 
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What bounds the requests of an engine.
+
+    Attributes:
+        max_model_len: most tokens of prompt plus output.
+        eos_token_ids: ids that end a sequence.
+        num_blocks: KV blocks that all sequences share.
+    """
+
+    vocab_size: int = 0
+    max_model_len: int = 0
+    eos_token_ids: tuple[int, ...] = ()
+    num_blocks: int = 0
+
+
 class RequestFactory:
     """Turns prompts into requests of one model.
 
-    ``max_model_len`` bounds prompt plus output, in tokens. ``tokenizer`` may be ``None``: then
-    prompts must be token ids.
+    ``tokenizer`` may be ``None``: then prompts must be token ids.
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer | None,
-        *,
-        vocab_size: int,
-        max_model_len: int,
-        eos_token_ids: Sequence[int],
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, limits: Limits) -> None:
         self._tokenizer = tokenizer
-        self._vocab_size = vocab_size
-        self._max_model_len = max_model_len
-        self._eos_token_ids = frozenset(eos_token_ids)
+        self._vocab_size, self._max_model_len = limits.vocab_size, limits.max_model_len
+        self._eos_token_ids = frozenset(limits.eos_token_ids)
         self._ids = itertools.count()
 
-    def make(self, token_ids: Sequence[int], params: SamplingParams) -> Request:
+    def make(
+        self,
+        token_ids: Sequence[int],
+        params: SamplingParams,
+        priority: int = 0,
+        salt: str = "",
+    ) -> Request:
         """Raises ``RequestError`` where the prompt cannot be served, saying why."""
         self._check_tokens(token_ids)
+        self._check_bias(params)
         room = self.require_room(token_ids, 1)
         seed = params.seed
         if seed is None and not params.is_greedy:
@@ -50,7 +63,7 @@ class RequestFactory:
         stop_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             stop_ids |= self._eos_token_ids
-        return Request(next(self._ids), tuple(token_ids), params, stop_ids)
+        return Request(next(self._ids), tuple(token_ids), params, stop_ids, priority, salt)
 
     def require_room(self, token_ids: Sequence[int], new_tokens: int) -> int:
         """Tokens that the context has left after the prompt, if they are at least that many."""
@@ -77,6 +90,14 @@ class RequestFactory:
                 "tokenizer=<folder with tokenizer.json> to use text."
             )
         return None, list(prompt)  # type: ignore[arg-type]
+
+    def _check_bias(self, params: SamplingParams) -> None:
+        for token in params.logit_bias or ():
+            if token >= self._vocab_size:
+                raise RequestError(
+                    f"logit_bias names token id {token}, which is outside the vocabulary of "
+                    f"{self._vocab_size} tokens (0 to {self._vocab_size - 1})."
+                )
 
     def _check_tokens(self, token_ids: Sequence[Any]) -> None:
         if not token_ids:

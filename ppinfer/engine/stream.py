@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 
 from ppinfer.engine.driver import Driver
-from ppinfer.engine.live import Item, LiveRequest, Sink
+from ppinfer.engine.live import Item, LiveRequest
 from ppinfer.errors import PPInferError
 from ppinfer.request import RequestDelta
 
@@ -26,7 +26,7 @@ class Stream(Iterator[RequestDelta]):
     def __init__(
         self,
         driver: Driver | None,
-        sink: Sink,
+        sink: queue.SimpleQueue[list[Item]],
         requests: Sequence[LiveRequest],
         owner: object = None,
     ) -> None:

@@ -23,6 +23,11 @@ ROOT = b""
 DIGEST_BYTES = 16
 
 
+def root_of(salt: str) -> bytes:
+    """The parent of the first block where prefixes are shared only with the same salt."""
+    return blake2b(salt.encode(), digest_size=DIGEST_BYTES).digest() if salt else ROOT
+
+
 def hash_blocks(tokens: Sequence[int], block_size: int, parent: bytes = ROOT) -> list[bytes]:
     """Hashes of the full blocks of ``tokens``, each over its parent's hash and its own token ids.
 

@@ -19,6 +19,7 @@ through plans in order, so those steps write before the next owner does.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from collections.abc import Iterable
 from itertools import accumulate, islice, takewhile
@@ -79,7 +80,7 @@ class MicroBatchManager:
         self.pool = pool
         self._prefix_caching = prefix_caching
         self._sequences: dict[int, Sequence] = {}  # waiting and running
-        self._waiting: deque[Sequence] = deque()
+        self._waiting: list[Sequence] = []  # by priority, those of the same in the order they came
         self._in_flight: deque[StepPlan] = deque()  # oldest first
         self._promised = 0  # blocks that running sequences may still take
         self._ended: list[int] = []  # since the last plan
@@ -105,7 +106,7 @@ class MicroBatchManager:
     # ------------------------------------------------------------ queue and slots
 
     def add(self, request: Request) -> None:
-        """Put a request at the end of the queue.
+        """Put a request in the queue, behind those that came before with the same priority.
 
         Raises:
             CapacityError: it would not fit in the KV cache even alone.
@@ -125,7 +126,7 @@ class MicroBatchManager:
             )
         seq = Sequence(request, max_blocks, list(prompt))
         self._sequences[request.seq_id] = seq
-        self._waiting.append(seq)
+        insort(self._waiting, seq, key=lambda other: other.request.priority)
 
     def num_admissible(self) -> int:
         """How many of the first waiting requests could run beside those that do.
@@ -146,7 +147,7 @@ class MicroBatchManager:
         """
         if not self._waiting or (prefix := self._fit(self._waiting[0])) is None:
             return None
-        seq = self._waiting.popleft()
+        seq = self._waiting.pop(0)
         self.pool.share(prefix)
         seq.blocks = prefix
         seq.num_planned = seq.num_computed = len(prefix) * self.pool.block_size

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from ppinfer.messages import NewSequence
 from ppinfer.request import FinishReason, Request
-from ppinfer.schedule.block_pool import ROOT, hash_blocks
+from ppinfer.schedule.block_pool import hash_blocks, root_of
 
 
 @dataclass(slots=True, eq=False)
@@ -81,7 +81,8 @@ class Sequence:
         known = self.block_hashes
         if len(known) < last:
             tokens = self.tokens[len(known) * block_size : last * block_size]
-            known += hash_blocks(tokens, block_size, known[-1] if known else ROOT)
+            parent = known[-1] if known else root_of(self.request.salt)
+            known += hash_blocks(tokens, block_size, parent)
         return known[first:last]
 
     def introduction(self) -> NewSequence:

@@ -134,7 +134,7 @@ class Profiler:
 
     def _head(self, rows: int) -> Callable[[], object]:
         x = self._random(rows, self._config.hidden_size)
-        sampler = Sampler(self._vocab_size, self._device)
+        sampler = Sampler(self._vocab_size)
         for seq_id in range(rows):
             sampler.add(NewSequence(seq_id, 1, SamplingParams()))
         positions = [1] * rows

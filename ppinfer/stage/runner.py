@@ -48,7 +48,7 @@ class StageRunner:
         self._device = device
         self._sequences: dict[int, _SequenceState] = {}
         self._next_step = 0
-        self._sampler = Sampler(model.config.vocab_size, device) if manager.is_last else None
+        self._sampler = Sampler(model.config.vocab_size) if manager.is_last else None
 
     def begin(self, plan: StepPlan) -> Step:
         """Bring the sequences' state up to the plan.

@@ -14,8 +14,9 @@ import msgspec
 import pytest
 from support.fake_engine import run
 
-from ppinfer.cli.options import attribute_help, engine_options, sampling_options
+from ppinfer.cli.options import attribute_help, engine_options, make_params, sampling_options
 from ppinfer.config import EngineConfig, settings_help
+from ppinfer.errors import RequestError
 from ppinfer.sampling import SamplingParams
 from ppinfer.version import __version__
 
@@ -47,6 +48,11 @@ class TestOptions:
         for item in msgspec.structs.fields(SamplingParams):
             assert group.defaults[item.name] == (item.default or type(group.defaults[item.name])())
             assert group.help[item.name].endswith(".")
+
+    def test_biases_are_written_with_their_tokens(self) -> None:
+        assert make_params({"logit_bias": ["5=-1.5", "7=2"]}).logit_bias == {5: -1.5, 7: 2.0}
+        with pytest.raises(RequestError, match="ID=BIAS"):
+            make_params({"logit_bias": ["5"]})
 
     def test_help_from_a_docstring(self) -> None:
         class Documented:

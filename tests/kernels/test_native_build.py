@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,10 +19,10 @@ from ppinfer.kernels.native import build, library, paths
 PLAIN = paths.PATHS[-1]
 CPU = torch.device("cpu")
 
-# Stands in for the compiler: answers --version, counts its calls, and writes what it is told to.
+# Stands in for the compiler: answers --version, counts libraries, and writes what it is told to.
 FAKE = """#!/bin/sh
 if [ "$1" = --version ]; then echo "fake {version}"; exit 0; fi
-echo call >> "{log}"
+case " $* " in *" -c "*) ;; *) echo linked >> "{log}" ;; esac
 for last; do :; done
 sleep {seconds}
 echo library > "$last"
@@ -59,6 +60,7 @@ class FakeCompiler:
 
     @property
     def calls(self) -> int:
+        """How many libraries it made."""
         return len(self._log.read_text().splitlines()) if self._log.exists() else 0
 
 
@@ -81,6 +83,17 @@ def test_another_compiler_path_or_processor_is_another_library(
     monkeypatch.setattr(build, "cpu_flags", lambda: frozenset({"other"}))
     files.add(build.library_file(PLAIN))
     assert len(files) == fake.calls == 4
+
+
+def test_libraries_that_nobody_used_for_long_are_removed(fake: FakeCompiler, folder: Path) -> None:
+    old, recent = build.library_file(PLAIN), build.library_file(paths.PATHS[0])
+    long_ago = time.time() - 31 * 86_400
+    for file in (old, recent):
+        os.utime(file, (long_ago, long_ago))
+    assert build.library_file(paths.PATHS[0]) == recent  # and is in use again
+    fake.write(version="2")
+    new = [build.library_file(PLAIN), build.library_file(paths.PATHS[0])]
+    assert sorted(folder.glob("*.so")) == sorted([*new, recent])
 
 
 def test_two_processes_compile_once(fake: FakeCompiler) -> None:

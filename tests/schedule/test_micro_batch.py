@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from ppinfer.errors import CapacityError, StageError
@@ -288,7 +290,26 @@ def test_a_long_first_request_is_not_overtaken():
     assert manager.admit(slot) is None
 
 
+def test_who_waits_is_admitted_by_priority_then_by_arrival():
+    manager = make_manager()
+    (slot,) = manager.slots
+    for seq_id, priority in ((1, 5), (2, 0), (3, -2), (4, 0), (5, -2)):
+        request = make_request(seq_id, 1)
+        manager.add(dataclasses.replace(request, priority=priority))
+    manager.finish(5, "abort")
+    assert [manager.admit(slot).seq_id for _ in range(4)] == [3, 2, 4, 1]
+
+
 class TestPrefixCaching:
+    def test_a_prefix_is_shared_with_the_same_salt_only(self):
+        manager = make_manager()
+        (slot,) = manager.slots
+        for seq_id, salt, known in ((1, "", 0), (2, "", 8), (3, "one", 0), (4, "one", 8)):
+            request = dataclasses.replace(make_request(seq_id, 10, max_tokens=1), salt=salt)
+            manager.add(request)
+            assert manager.admit(slot).num_computed == known
+            manager.commit(answer(launch_all(manager, slot)))
+
     def test_a_known_prefix_is_not_computed_again(self):
         manager = make_manager()
         (slot,) = manager.slots

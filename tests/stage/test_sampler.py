@@ -22,11 +22,10 @@ from ppinfer.sampling import SamplingParams
 from ppinfer.stage.sampler import Sampler
 
 VOCAB = 1000
-CPU = torch.device("cpu")
 
 
 def sampler_of(*sequences: NewSequence) -> Sampler:
-    sampler = Sampler(VOCAB, CPU)
+    sampler = Sampler(VOCAB)
     for sequence in sequences:
         sampler.add(sequence)
     return sampler
@@ -149,7 +148,7 @@ def test_logits_that_are_no_numbers_are_refused(logits: torch.Tensor) -> None:
 
 
 def test_every_token_can_be_drawn_at_the_edges_of_the_interval() -> None:
-    from ppinfer.stage.sampler import _inverse_cdf
+    from ppinfer.stage.draw import _inverse_cdf
 
     probs = torch.tensor([0.0, 0.5, 0.0, 0.5, 0.0], dtype=torch.float64)
     assert _inverse_cdf(probs, 0.0) == 1

@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -26,12 +27,15 @@ SOURCES = Path(__file__).parent / "src"
 
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = (
-    "-std=c++17", "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-fopenmp",
+    "-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-fopenmp",
     # Results must not depend on what the compiler fuses, and no kernel reads errno.
     "-ffp-contract=off", "-fno-math-errno", "-w",
 )  # fmt: skip
-_COMPILE_SECONDS = 60.0  # on a machine that does much else; 2 s on a free core
+_COMPILE_SECONDS = 60.0  # on a machine that does much else; 3 s on free cores
 _POLL_SECONDS = 0.02
+_DAY = 86_400.0
+_KEPT_DAYS = 30
+"""Libraries of older sources go once they were not used for so long."""
 
 
 class BuildError(Exception):
@@ -70,7 +74,10 @@ def library_file(path: KernelPath) -> Path:
             with _lock(folder / f"{path.name}.lock"):
                 if not target.exists():
                     _compile(path, tool, target)
+                    _forget_unused(folder, path)
         _require_own(target)
+        if time.time() - target.stat().st_mtime > _DAY:
+            os.utime(target)
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
         raise BuildError(f"the cache of compiled kernels cannot be used ({error})") from error
     return target
@@ -96,24 +103,40 @@ def sources_digest() -> str:
 
 def _compile(path: KernelPath, tool: str, target: Path) -> None:
     """Write under another name first, so that ``target`` is never there in part."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".so")
-    os.close(handle)
     command = [tool, *_FLAGS, *path.flags, f"-DPPINFER_{path.name.upper()}"]
-    command += [str(SOURCES / "kernels.cpp"), "-o", name]
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as folder:
+        sources = sorted(SOURCES.glob("*.cpp"))
+        objects = [f"{folder}/{source.stem}.o" for source in sources]
+        library = f"{folder}/library.so"
+        with ThreadPoolExecutor(len(sources)) as pool:
+            pairs = zip(sources, objects, strict=True)
+            parts = [[*command, "-c", str(source), "-o", to] for source, to in pairs]
+            list(pool.map(_run, parts))
+        _run([*command, "-shared", *objects, "-o", library])
+        os.chmod(library, 0o700)
+        os.rename(library, target)
+
+
+def _run(command: list[str]) -> None:
+    """Raises ``BuildError``."""
+    tool = command[0]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=_COMPILE_SECONDS, check=False
         )
-        if done.returncode:
-            said = (done.stderr.strip().splitlines() or ["no message"])[0]
-            raise BuildError(f"{tool} could not compile them ({said})")
-        os.chmod(name, 0o700)
-        os.rename(name, target)
     except subprocess.TimeoutExpired as error:
         raise BuildError(f"{tool} took more than {_COMPILE_SECONDS:.0f} s") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["no message"])[0]
+        raise BuildError(f"{tool} could not compile them ({said})")
+
+
+def _forget_unused(folder: Path, path: KernelPath) -> None:
+    """Remove this path's libraries that nobody used for long; one that is loaded stays so."""
+    for file in folder.glob(f"{path.name}-*.so"):
+        with contextlib.suppress(OSError):
+            if time.time() - file.stat().st_mtime > _KEPT_DAYS * _DAY:
+                file.unlink()
 
 
 @contextlib.contextmanager

@@ -99,6 +99,7 @@ class Kernels:
     norm: Any
     gate: Any
     argmax: Any
+    sample: Any
     read: Any
     linear: dict[torch.dtype, Any]
     layers: Any
@@ -184,7 +185,9 @@ def load(path: paths.KernelPath) -> Kernels:
     gate.argtypes = [integer, pointer, pointer, c_long, integer, integer]
     argmax = library.ppinfer_argmax
     argmax.argtypes = [integer, pointer, pointer, c_long, c_long, integer]
-    for function in (attention, norm, gate, argmax):
+    sample = library.ppinfer_sample
+    sample.argtypes = [integer, pointer, pointer, pointer, c_long, c_long, integer]
+    for function in (attention, norm, gate, argmax, sample):
         function.restype = None
     read = library.ppinfer_read
     read.argtypes, read.restype = [pointer, c_long, integer], c_float
@@ -204,4 +207,4 @@ def load(path: paths.KernelPath) -> Kernels:
         layers.restype = None
     if not library.ppinfer_begin():
         raise build.BuildError(f"the operating system does not allow {path.name}")
-    return Kernels(path.name, file, attention, norm, gate, argmax, read, products, layers)
+    return Kernels(path.name, file, attention, norm, gate, argmax, sample, read, products, layers)

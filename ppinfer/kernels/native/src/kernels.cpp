@@ -1,14 +1,12 @@
 // The entry points: plain C, called through ctypes. Each shares its rows out over `threads` threads.
-#include "argmax.h"
 #include "attention.h"
+#include "exports.h"
 #include "rows.h"
 #include "store.h"
 #if !defined(PPINFER_PLAIN)
 #include "layers.h"
 #endif
 #include <omp.h>
-
-#define EXPORT extern "C" __attribute__((visibility("default")))
 
 // Once a process, before anything else; whether the operating system allows what this path needs.
 EXPORT int ppinfer_begin() {
@@ -17,12 +15,6 @@ EXPORT int ppinfer_begin() {
 #else
   return 1;
 #endif
-}
-
-// As many threads as have something worth waking them for.
-INLINE int useful(int threads, double operations) {
-  const int most = 1 + (int)(operations / 20000);
-  return threads < most ? threads : most;
 }
 
 template <class T>
@@ -126,14 +118,6 @@ EXPORT void ppinfer_layers(int is_bf16, const Step *s, const DecoderLayer *layer
   }
 }
 #endif
-
-// The index of each row's greatest element, -1 where there is a NaN.
-EXPORT void ppinfer_argmax(int is_bf16, const void *x, int32_t *out, long rows, long size, int threads) {
-  threads = useful(threads, (double)rows * size);
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-  for (long row = 0; row < rows; row++)
-    out[row] = is_bf16 ? argmax((const uint16_t *)x + row * size, size) : argmax((const float *)x + row * size, size);
-}
 
 // A plain read of `size` floats, for comparison: as fast as asking for lines ahead makes it.
 EXPORT float ppinfer_read(const float *data, long size, int threads) {

@@ -1,0 +1,65 @@
+"""Draws tokens in C++ over threads, from logits as they are (``src/sample.h``).
+
+What is drawn is defined by ``stage/draw.py``; this differs where the random number falls within
+rounding of the boundary between two tokens. The same on every path and number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ctypes import Array, Structure, addressof, c_double, c_float, c_int32, c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+from ppinfer.kernels.native import library
+from ppinfer.sampling import MAX_LOGPROBS
+
+
+class Settings(Structure):
+    """``Settings`` of ``src/sample.h``: how one row is drawn from.
+
+    Whoever fills in a pointer keeps alive what it points to.
+    """
+
+    _fields_ = [
+        *((name, c_int64) for name in ("seed", "position", "top_k")),
+        *((name, c_double) for name in ("temperature", "top_p", "min_p")),
+        *((name, c_void_p) for name in ("seen", "counts", "biased", "biases", "forbidden")),
+        *((name, c_int32) for name in ("num_seen", "num_biased", "num_forbidden")),
+        *((name, c_float) for name in ("repetition", "presence", "frequency")),
+        *((name, c_int32) for name in ("row", "highest", "logprobs", "unused")),
+    ]
+
+
+class Drawn(Structure):
+    """``Drawn`` of ``src/sample.h``; log-probabilities where they were asked for."""
+
+    _fields_ = [
+        ("token", c_int32),
+        ("num_top", c_int32),
+        ("logprob", c_double),
+        ("top_logprobs", c_double * MAX_LOGPROBS),
+        ("top_ids", c_int32 * MAX_LOGPROBS),
+    ]
+
+
+def usable_kernels(logits: Tensor) -> library.Kernels | None:
+    """The kernels where they can draw from logits of this kind."""
+    if logits.device.type != "cpu" or logits.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    return library.active()
+
+
+def draw_rows(
+    kernels: library.Kernels, logits: Tensor, settings: Sequence[Settings]
+) -> Array[Drawn]:
+    """One draw for each of ``settings``, from the row of ``logits`` ``(rows, vocab)`` it names."""
+    logits = logits.contiguous()
+    count = len(settings)
+    asked, drawn = (Settings * count)(*settings), (Drawn * count)()
+    kernels.sample(
+        int(logits.dtype == torch.bfloat16), logits.data_ptr(), addressof(asked), addressof(drawn),
+        count, logits.shape[1], torch.get_num_threads(),
+    )  # fmt: skip
+    return drawn
