@@ -25,6 +25,7 @@ STALL_SECONDS = 30.0
 class Connection(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.url = b""  # which uvicorn sets with the first request
         self._deadline: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
         self._head_bytes = self._num_headers = 0
@@ -80,6 +81,8 @@ class Connection(HttpToolsProtocol):
             self._too_much = True
             self.send_400_response("")
             return
+        if self.cycle is None or self.cycle.response_complete:
+            self._await_request()
         super().data_received(data)
 
     def on_message_begin(self) -> None:

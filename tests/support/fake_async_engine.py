@@ -248,5 +248,3 @@ def running_server(
         made[0].server.should_exit = made[0].server.force_exit = True
         thread.join(10)
         assert not thread.is_alive()
-
-
