@@ -35,6 +35,7 @@ if [ "$quick" = yes ]; then
     bench invariance demo --rows 1,32,512 --repeats 1 --output "$OUT/invariance"
     bench comm --stages 2,3 --sizes 18432,589824 --repeats 1 --output "$OUT/comm"
     bench loading --layers 2,8 --repeats 1 --output "$OUT/load_size" --plot "$OUT/load_size.png"
+    bench driver --repeats 1 --output "$OUT/driver"
     exit
 fi
 
@@ -46,3 +47,4 @@ bench latency demo --output "$OUT/latency" --plot "$OUT/latency.png"
 bench invariance demo --output "$OUT/invariance"
 bench comm --repeats 2 --output "$OUT/comm"
 bench loading --output "$OUT/load_size" --plot "$OUT/load_size.png"
+bench driver --output "$OUT/driver"

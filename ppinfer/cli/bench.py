@@ -14,7 +14,7 @@ from ppinfer.cli.terminal import guarded
 from ppinfer.errors import ConfigError
 
 app = typer.Typer(
-    help="Measure this machine: throughput, latency, transports, scaling, loading, invariance.",
+    help="Measure this machine: throughput, latency, transports, loading and more.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -240,7 +240,33 @@ def invariance(
             out.keep(found, [bench.table(found, model)])
 
 
-for _command in (throughput, latency, comm, scaling, loading, invariance):
+def driver(
+    model: _Model = "demo",
+    *,
+    sequences: Annotated[
+        str, typer.Option(help="Numbers of sequences that run together.")
+    ] = "32,512",
+    micro_batches: Annotated[
+        str, typer.Option(help="Numbers of micro-batches, over which they are spread.")
+    ] = "1,2",
+    new: Annotated[int, typer.Option(min=8, help="Tokens that each of them gets.")] = 64,
+    repeats: _Repeats = 3,
+    as_json: _AsJson = False,
+    output: _Output = None,
+) -> None:
+    """What a step costs the driver: plan, results, text. Stages are made up and answer at once."""
+    from ppinfer.bench import cases
+    from ppinfer.bench import driver as bench
+    from ppinfer.bench.named import opened
+
+    counts = cases.parse_counts(sequences, "sequences")
+    slots = cases.parse_counts(micro_batches, "micro-batches")
+    with outcome("driver", as_json, output, None) as out, opened(model) as subject:
+        for cells in bench.measure_driver(subject, counts, slots, new, repeats, out.notice):
+            out.keep(cells, [bench.table(cells, subject.name)])
+
+
+for _command in (throughput, latency, comm, scaling, loading, driver, invariance):
     app.command(help=" ".join((_command.__doc__ or "").split()))(guarded(_command))
 
 

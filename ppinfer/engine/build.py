@@ -38,8 +38,8 @@ from ppinfer.messages import (
     StageSetup,
 )
 from ppinfer.models.config import ModelConfig
-from ppinfer.schedule.micro_batch import STEPS_A_SLOT
 from ppinfer.schedule.partition import StageRange
+from ppinfer.schedule.slot import STEPS_A_SLOT
 from ppinfer.schedule.tuning import Tuning
 from ppinfer.version import __version__
 

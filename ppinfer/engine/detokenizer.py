@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from ppinfer.engine.tokenizer import Tokenizer
@@ -24,7 +24,6 @@ class Detokenizer:
     """The new text of one sequence.
 
     Attributes:
-        num_tokens: ids taken so far, the one that completed a stop string included.
         stop_string: the stop string that ended the text, or ``None``.
     """
 
@@ -39,32 +38,28 @@ class Detokenizer:
             if kinds == ("ByteLevel",)
             else _WindowText(tokenizer, byte_runs="ByteFallback" in kinds)
         )
-        self._stops = StopStrings(stop)
-        self.num_tokens = 0
+        self._stops = StopStrings(stop) if stop else None
+        self.stop_string: str | None = None
 
-    @property
-    def stopped(self) -> bool:
-        """Whether a stop string is complete, so that no more text comes."""
-        return self._stops.found is not None
-
-    @property
-    def stop_string(self) -> str | None:
-        return self._stops.found
-
-    def push(self, token_ids: Iterable[int]) -> str:
-        """The text that is certain now and was not before; ids after a stop string are ignored."""
-        out = []
-        for token_id in token_ids:
-            if self.stopped:
-                break
-            self.num_tokens += 1
-            if token_id not in self._skipped:
-                out.append(self._stops.push(self._text.push(token_id)))
-        return "".join(out)
+    def push(self, token_id: int) -> str:
+        """The text that is certain now and was not before; none after a stop string."""
+        if token_id in self._skipped:
+            return ""
+        text = self._text.push(token_id)
+        return text if self._stops is None else self._searched(text, self._stops)
 
     def finish(self) -> str:
         """What was held back, now that no more tokens come."""
-        return self._stops.push(self._text.finish()) + self._stops.finish()
+        text = self._text.finish()
+        if self._stops is None:
+            return text
+        return self._searched(text, self._stops) + self._stops.finish()
+
+    def _searched(self, text: str, stops: StopStrings) -> str:
+        """What of it can be given out."""
+        text = stops.push(text)
+        self.stop_string = stops.found
+        return text
 
 
 class StopStrings:
@@ -83,8 +78,6 @@ class StopStrings:
 
     def push(self, text: str) -> str:
         """The part of all text so far that belongs to no stop string and was not given out."""
-        if not self._stops:
-            return text
         if self.found is not None or not text:
             return ""
         pending = self._held + text
@@ -100,7 +93,7 @@ class StopStrings:
                     self._held = ""
                     return pending[: end - len(stop)]
                 self._matched[index] = matched
-        cut = len(pending) - max(self._matched)
+        cut = len(pending) - max(self._matched, default=0)
         self._held = pending[cut:]
         return pending[:cut]
 
@@ -132,14 +125,22 @@ class _Text(Protocol):
 
 
 class _ByteLevelText:
-    """Byte-level BPE: every token is some bytes, and the bytes in a row are UTF-8."""
+    """Byte-level BPE: every token is some bytes, and the bytes in a row are UTF-8.
+
+    Nearly every token is whole characters and comes after whole characters: then its text is known.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+        self._pieces = tokenizer.pieces
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._is_inside = False  # whether a character is unfinished
 
     def push(self, token_id: int) -> str:
-        return self._decoder.decode(self._tokenizer.token_bytes(token_id))
+        data, text = self._pieces[token_id]
+        if text is None or self._is_inside:
+            text = self._decoder.decode(data)
+            self._is_inside = bool(self._decoder.getstate()[0])
+        return text
 
     def finish(self) -> str:
         return self._decoder.decode(b"", final=True)

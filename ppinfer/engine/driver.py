@@ -217,7 +217,8 @@ class Driver:
         self._clock.enter(DriverActivity.DELIVER)
         updates, self._undelivered = self._undelivered, []
         items: defaultdict[Sink, list[Item]] = defaultdict(list)
-        for sampled, reason in updates:
+        for update in updates:
+            sampled, reason = update.sampled, update.finish_reason
             live = self._live.get(sampled.seq_id)
             if live is None:  # it ended with an earlier token of these
                 continue

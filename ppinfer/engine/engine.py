@@ -24,7 +24,7 @@ from ppinfer.errors import RequestError
 from ppinfer.launch import torchrun
 from ppinfer.launch.local import LocalLauncher
 from ppinfer.messages import StageLoaded
-from ppinfer.request import Prompt, RequestDelta, RequestOutput, TokenLogprobs
+from ppinfer.request import Prompt, RequestDelta, RequestOutput
 from ppinfer.sampling import SamplingParams
 from ppinfer.schedule.block_pool import BlockPool
 from ppinfer.schedule.generate import GenerateSchedule
@@ -198,7 +198,7 @@ class PPInferEngine:
                     finished += 1
                     report("generate", finished, len(requests))
         return [
-            _join(live, text, deltas)
+            live.output(text, deltas)
             for live, text, deltas in zip(requests, texts, parts, strict=True)
         ]
 
@@ -294,23 +294,6 @@ class PPInferEngine:
         if not requests:
             return Stream.empty()
         return Stream(self._driver, requests[0].sink, requests, owner=self)
-
-
-def _join(live: LiveRequest, prompt: str | None, deltas: list[RequestDelta]) -> RequestOutput:
-    reason = deltas[-1].finish_reason
-    assert reason is not None
-    logprobs: list[TokenLogprobs] | None = None
-    if live.request.params.logprobs is not None:
-        logprobs = [entry for delta in deltas for entry in delta.logprobs or ()]
-    return RequestOutput(
-        index=live.index,
-        prompt=prompt,
-        prompt_token_ids=list(live.request.prompt_token_ids),
-        text="".join(delta.text for delta in deltas),
-        token_ids=[token for delta in deltas for token in delta.token_ids],
-        finish_reason=reason,
-        logprobs=logprobs,
-    )
 
 
 def _no_progress(event: str, done: float, total: float) -> None:

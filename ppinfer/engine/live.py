@@ -1,15 +1,16 @@
-"""A request under way, on the driver's thread: tokens become text here."""
+"""A request under way: on the driver's thread tokens become text here."""
 
 from __future__ import annotations
 
 import queue
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from ppinfer.engine.detokenizer import Detokenizer
 from ppinfer.errors import PPInferError
 from ppinfer.messages import SampledToken
-from ppinfer.request import FinishReason, Request, RequestDelta, TokenLogprobs
+from ppinfer.request import FinishReason, Request, RequestDelta, RequestOutput, TokenLogprobs
 
 Item: TypeAlias = RequestDelta | PPInferError
 
@@ -31,22 +32,32 @@ class LiveRequest:
 
     def advance(self, sampled: SampledToken, reason: FinishReason | None) -> RequestDelta:
         """What a new token adds; the reason becomes ``stop`` where a stop string is complete."""
-        text = ""
-        if self.text is not None:
-            # A stop token ends the text but is no part of it.
-            is_stop_token = sampled.token in self.request.stop_ids
-            if not is_stop_token:
-                text = self.text.push([sampled.token])
-            if self.text.stop_string is not None:
+        text, detokenizer = "", self.text
+        if detokenizer is not None:
+            if reason != "stop":  # a stop token ends the text but is no part of it
+                text = detokenizer.push(sampled.token)
+            if detokenizer.stop_string is not None:
                 reason = "stop"
             elif reason is not None:
-                text += self.text.finish()
-        return RequestDelta(
+                text += detokenizer.finish()
+        logprobs = None if sampled.logprob is None else [_logprobs(sampled, sampled.logprob)]
+        return RequestDelta(self.index, text, [sampled.token], reason, logprobs)
+
+    def output(self, prompt: str | None, deltas: Sequence[RequestDelta]) -> RequestOutput:
+        """The finished request, from all it got; ``prompt`` is the text given, if it was text."""
+        reason = deltas[-1].finish_reason
+        assert reason is not None
+        logprobs: list[TokenLogprobs] | None = None
+        if self.request.params.logprobs is not None:
+            logprobs = [entry for delta in deltas for entry in delta.logprobs or ()]
+        return RequestOutput(
             index=self.index,
-            text=text,
-            token_ids=[sampled.token],
+            prompt=prompt,
+            prompt_token_ids=list(self.request.prompt_token_ids),
+            text="".join(delta.text for delta in deltas),
+            token_ids=[token for delta in deltas for token in delta.token_ids],
             finish_reason=reason,
-            logprobs=None if sampled.logprob is None else [_logprobs(sampled, sampled.logprob)],
+            logprobs=logprobs,
         )
 
 

@@ -7,6 +7,7 @@ chat template belong to it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -28,6 +29,7 @@ class Tokenizer:
         eos_token_ids: ids that end a sequence: the tokenizer's own and the checkpoint's.
         chat_template: renders chat messages; refuses them where the model has no template.
         notes: what had to be assumed, each a sentence for the user.
+        pieces: what each token stands for, where the tokenizer is byte-level BPE.
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class Tokenizer:
         self.eos_token_ids = frozenset(eos_token_ids) | ({eos} if eos is not None else set())
         self.chat_template = ChatTemplate(chat_template, self.special_tokens)
         self.notes = notes
-        self._token_bytes: dict[int, bytes] = {}
+        self.pieces = Pieces(backend)
 
     # ------------------------------------------------------------ construction
 
@@ -154,21 +156,30 @@ class Tokenizer:
         """One token's text by itself, special tokens included."""
         return self.decode([index], skip_special_tokens=False)
 
-    def token_bytes(self, index: int) -> bytes:
-        """What one token of byte-level BPE stands for; nothing where the id is not known.
 
-        An added token that is not spelled in bytes stands for its own text.
-        """
-        found = self._token_bytes.get(index)
-        if found is None:
-            token = self.backend.id_to_token(index) or ""
-            letters = byte_letters()
-            try:
-                found = bytes([letters[char] for char in token])
-            except KeyError:
-                found = token.encode()
-            self._token_bytes[index] = found
-        return found
+class Pieces(dict[int, tuple[bytes, str | None]]):
+    """What a token of byte-level BPE stands for: its bytes, and their text where they are whole
+    characters. Made when first looked up; nothing where the id is not known.
+
+    An added token that is not spelled in bytes stands for its own text.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        super().__init__()
+        self._backend = backend
+
+    def __missing__(self, index: int) -> tuple[bytes, str | None]:
+        token = self._backend.id_to_token(index) or ""
+        letters = byte_letters()
+        try:
+            data = bytes([letters[char] for char in token])
+        except KeyError:
+            data = token.encode()
+        text: str | None = None
+        with contextlib.suppress(UnicodeDecodeError):
+            text = data.decode()
+        self[index] = data, text
+        return data, text
 
 
 @lru_cache(maxsize=1)

@@ -54,7 +54,7 @@ class Tracer:
     def planned(self, plan: StepPlan) -> None:
         self.clock.belongs_to(plan.step_id)
         if self._steps is not None and len(self._steps) < MOST_SPANS:
-            decodes = sum(len(part.tokens) == 1 and part.start > 0 for part in plan.steps)
+            decodes = sum([len(part.tokens) == 1 and part.start > 0 for part in plan.steps])
             self._steps[plan.step_id] = StepFacts(
                 plan.slot, plan.num_tokens, len(plan.steps), decodes
             )

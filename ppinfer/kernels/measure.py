@@ -1,8 +1,8 @@
 """How fast attention is on this machine: ``python -m ppinfer.kernels.measure [--json]``.
 
 Decode is measured in bytes of the cache read a second, beside what a plain read of as many bytes
-takes; prefill in multiply-adds that causal attention needs, two operations each. Decode goes round
-the caches of several layers, so that none of them lies in a processor cache.
+takes at best; prefill in multiply-adds that causal attention needs, two operations each. Decode
+goes round the caches of several layers, so that none of them lies in a processor cache.
 """
 
 from __future__ import annotations

@@ -81,6 +81,25 @@ class Buffers:
         return held[2], held[3]
 
 
+def native_norm(
+    kernels: Kernels,
+    buffers: Buffers,
+    x_te: Tensor,
+    addend_te: Tensor | None,
+    weight: Tensor,
+    eps: float,
+) -> Tensor:
+    """``Ops.norm`` of contiguous rows; the result is good until the next one."""
+    rows, size = x_te.shape
+    out, address = buffers.get("norm", rows, size)
+    addend = 0 if addend_te is None else addend_te.data_ptr()
+    kernels.norm(
+        int(x_te.dtype == torch.bfloat16), x_te.data_ptr(), addend, weight.data_ptr(), address,
+        rows, size, eps, torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
 class NativeOps:
     """The kernels in C++, on a CPU. A result is good until the next one of its kind."""
 
@@ -101,14 +120,7 @@ class NativeOps:
         self._step = batch.native
 
     def norm(self, x_te: Tensor, addend_te: Tensor | None, weight: Tensor, eps: float) -> Tensor:
-        rows, size = x_te.shape
-        out, address = self._buffers.get("norm", rows, size)
-        addend = 0 if addend_te is None else addend_te.data_ptr()
-        self._kernels.norm(
-            self._is_bf16, x_te.data_ptr(), addend, weight.data_ptr(), address, rows, size, eps,
-            self._threads,
-        )  # fmt: skip
-        return out
+        return native_norm(self._kernels, self._buffers, x_te, addend_te, weight, eps)
 
     def attention(self, qkv: Tensor, layer: AttentionLayer, cache: tuple[Tensor, Tensor]) -> Tensor:
         rows, stride = qkv.shape

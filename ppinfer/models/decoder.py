@@ -18,7 +18,7 @@ from torch.nn import functional
 from ppinfer.kernels.batch import AttentionBatch
 from ppinfer.kernels.linear import Linear
 from ppinfer.kernels.native import library
-from ppinfer.kernels.ops import Buffers, ops_for_step
+from ppinfer.kernels.ops import Buffers, native_norm, ops_for_step
 from ppinfer.kernels.stack import LayerStack, fits
 from ppinfer.messages import StageTensors
 from ppinfer.models.config import ModelConfig
@@ -119,6 +119,10 @@ class StageModel:
 
         They are in the model's dtype, as in ``transformers``.
         """
-        assert self._norm is not None
-        assert self._head is not None
-        return self._head(self._norm(hidden))
+        norm, head = self._norm, self._head
+        assert norm is not None
+        assert head is not None
+        if self._kernels is None or self._buffers is None:
+            return head(norm(hidden))
+        rows = hidden.contiguous()
+        return head(native_norm(self._kernels, self._buffers, rows, None, norm.weight, norm.eps))

@@ -29,13 +29,11 @@ def hash_blocks(tokens: Sequence[int], block_size: int, parent: bytes = ROOT) ->
     A hash therefore names a block's content and all that came before it. The chain goes on from
     any point: pass the last hash as ``parent`` and the tokens after that block.
     """
-    data = memoryview(array("q", tokens)).cast("B")
+    data = array("q", tokens).tobytes()
     width = block_size * array("q").itemsize
     hashes = []
     for end in range(width, len(data) + 1, width):
-        digest = blake2b(parent, digest_size=DIGEST_BYTES)
-        digest.update(data[end - width : end])
-        parent = digest.digest()
+        parent = blake2b(parent + data[end - width : end], digest_size=DIGEST_BYTES).digest()
         hashes.append(parent)
     return hashes
 

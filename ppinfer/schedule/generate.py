@@ -19,8 +19,9 @@ from __future__ import annotations
 from typing import Protocol
 
 from ppinfer.messages import StepPlan
-from ppinfer.schedule.micro_batch import STEPS_A_SLOT, MicroBatch, MicroBatchManager
+from ppinfer.schedule.micro_batch import MicroBatchManager
 from ppinfer.schedule.sequence import Sequence
+from ppinfer.schedule.slot import STEPS_A_SLOT, MicroBatch
 
 
 class Spread(Protocol):

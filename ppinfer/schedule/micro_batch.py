@@ -21,10 +21,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from enum import Enum
 from itertools import accumulate, islice, takewhile
-from typing import NamedTuple
+
+import msgspec
 
 from ppinfer.errors import CapacityError, StageError
 from ppinfer.messages import (
@@ -38,10 +37,7 @@ from ppinfer.messages import (
 from ppinfer.request import FinishReason, Request
 from ppinfer.schedule.block_pool import BlockPool
 from ppinfer.schedule.sequence import Sequence
-
-STEPS_A_SLOT = 2
-"""Steps of one slot that may be in flight: one on the pipeline, and one that waits behind it."""
-
+from ppinfer.schedule.slot import STEPS_A_SLOT, MicroBatch
 
 # Shared by all plans, which nobody changes: a list a sequence and step would keep the garbage
 # collector busy.
@@ -49,35 +45,7 @@ _LATEST = [PENDING]
 _NO_BLOCKS: list[int] = []
 
 
-class MicroBatchState(Enum):
-    PREFILL = "prefill"  # some prompt is not computed yet
-    GENERATE = "generate"  # every sequence decodes
-    DONE = "done"  # no sequences
-
-
-@dataclass(slots=True, eq=False)
-class MicroBatch:
-    """A slot: sequences in the order of their arrival in it, and how many steps are in flight."""
-
-    index: int
-    sequences: list[Sequence] = field(default_factory=list)
-    in_flight: int = 0
-
-    @property
-    def has_work(self) -> bool:
-        """Whether any sequence has tokens that no plan covers."""
-        return any(seq.num_unplanned for seq in self.sequences)
-
-    @property
-    def state(self) -> MicroBatchState:
-        if not self.sequences:
-            return MicroBatchState.DONE
-        if any(seq.is_prefilling for seq in self.sequences):
-            return MicroBatchState.PREFILL
-        return MicroBatchState.GENERATE
-
-
-class TokenUpdate(NamedTuple):
+class TokenUpdate(msgspec.Struct, frozen=True, gc=False):
     """A new token; ``finish_reason`` is set if the sequence ended with it."""
 
     sampled: SampledToken
@@ -272,19 +240,18 @@ class MicroBatchManager:
         self.slots[oldest.slot].in_flight -= 1
         updates: list[TokenUpdate] = []
         tokens = iter(result.tokens)
+        sequences, block_size = self._sequences, self.pool.block_size
         for step in oldest.steps:
             sampled = next(tokens) if step.sample else None
-            seq = self._sequences.get(step.seq_id)
+            seq = sequences.get(step.seq_id)
             if seq is None:
                 continue
-            before = seq.num_computed
-            seq.num_computed = before + len(step.tokens)
-            if self._prefix_caching:
-                self._register(seq, before)
+            count = len(step.tokens)
+            seq.num_computed = computed = seq.num_computed + count
+            if self._prefix_caching and computed % block_size < count:  # a block is full now
+                self._register(seq, (computed - count) // block_size, computed // block_size)
             if sampled is not None:
-                seq.num_pending -= 1
-                seq.tokens.append(sampled.token)
-                reason = seq.reason_to_end()
+                reason = seq.take(sampled.token)
                 if reason is not None:
                     self._end(seq, reason)
                 updates.append(TokenUpdate(sampled, reason))
@@ -305,14 +272,11 @@ class MicroBatchManager:
         needed = seq.max_blocks - len(prefix) + self.pool.num_free_among(prefix)
         return prefix if needed <= self.pool.num_free - self._promised else None
 
-    def _register(self, seq: Sequence, before: int) -> None:
-        """Make known the blocks that became full since ``before`` tokens were computed."""
-        size = self.pool.block_size
-        first, last = before // size, seq.num_computed // size
-        if first < last:
-            contents = seq.hashes(first, last, size)
-            for block, content in zip(seq.blocks[first:last], contents, strict=True):
-                self.pool.register(block, content)
+    def _register(self, seq: Sequence, first: int, last: int) -> None:
+        """Make known what its blocks from ``first`` to before ``last`` hold."""
+        contents = seq.hashes(first, last, self.pool.block_size)
+        for block, content in zip(seq.blocks[first:last], contents, strict=True):
+            self.pool.register(block, content)
 
     def _end(self, seq: Sequence, reason: FinishReason) -> None:
         """Forget a sequence, at once and wherever it is; the next plan tells the stages."""

@@ -41,12 +41,14 @@ class Sequence:
     seq_id: int = field(init=False)
     prompt_len: int = field(init=False)
     _most_computed: int = field(init=False)
+    _stop_ids: frozenset[int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.seq_id = self.request.seq_id
         self.prompt_len = len(self.request.prompt_token_ids)
         # The last token of all is drawn but never computed.
         self._most_computed = self.prompt_len + self.request.params.max_tokens - 1
+        self._stop_ids = self.request.stop_ids
 
     @property
     def num_tokens(self) -> int:
@@ -63,7 +65,8 @@ class Sequence:
     @property
     def num_unplanned(self) -> int:
         """Tokens that no plan covers yet: what is left of a prompt, or the latest drawn token."""
-        return min(len(self.tokens) + self.num_pending, self._most_computed) - self.num_planned
+        drawn, most = len(self.tokens) + self.num_pending, self._most_computed
+        return (drawn if drawn < most else most) - self.num_planned
 
     @property
     def is_prefilling(self) -> bool:
@@ -88,12 +91,14 @@ class Sequence:
         stop_ids = tuple(sorted(request.stop_ids))
         return NewSequence(request.seq_id, self.prompt_len, request.params, stop_ids, history)
 
-    def reason_to_end(self) -> FinishReason | None:
-        """Why it ends with its last token, if it does.
+    def take(self, token: int) -> FinishReason | None:
+        """Append a token that was drawn; why the sequence ends with it, if it does.
 
         The sampler draws no stop token before ``min_tokens``; the same is asked for here.
         """
-        request = self.request
-        if self.tokens[-1] in request.stop_ids and self.num_output >= request.params.min_tokens:
+        tokens = self.tokens
+        tokens.append(token)
+        self.num_pending -= 1
+        if token in self._stop_ids and self.num_output >= self.request.params.min_tokens:
             return "stop"
-        return "length" if len(self.tokens) > self._most_computed else None
+        return "length" if len(tokens) > self._most_computed else None

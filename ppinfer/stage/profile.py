@@ -8,9 +8,7 @@ long is left out; whoever reads the tables goes on in proportion.
 from __future__ import annotations
 
 import itertools
-import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,7 +22,6 @@ from ppinfer.kernels.heap import returning_freed_memory
 from ppinfer.messages import (
     Message,
     NewSequence,
-    Points,
     ProfileRequest,
     StageTensors,
     StepCosts,
@@ -36,6 +33,7 @@ from ppinfer.schedule.pace import least
 from ppinfer.stage.device import TORCH_DTYPES, free_bytes
 from ppinfer.stage.kv_cache import KVCache, block_bytes
 from ppinfer.stage.sampler import Sampler
+from ppinfer.stage.stopwatch import Stopwatch
 
 _LAYER_BYTES, _HEAD_BYTES, _CACHE_BYTES = 96 << 20, 128 << 20, 64 << 20
 """Layers and KV cache are each repeated up to so many bytes, and a larger head is measured in part:
@@ -50,10 +48,6 @@ _EMBED_ROWS = (1, 32, 512)
 
 _MEMORY_SHARE = 0.5
 """Part of the free memory that may serve a measurement."""
-
-_FEWEST_SAMPLES, _MOST_SAMPLES, _ENOUGH_SECONDS = 3, 7, 0.01
-_LONG_SECONDS = 0.2
-"""A first run that takes longer is the measurement itself."""
 
 
 class Profiler:
@@ -103,18 +97,18 @@ class Profiler:
             torch.set_num_threads(before)
 
     def _measure(self, threads: int, max_rows: int, seconds: float) -> StepCosts:
-        config, group = self._config, self._group
+        config, group, watch = self._config, self._group, Stopwatch(self._device)
         rows = [2**i for i in range((max_rows - 1).bit_length() + 1)]
         chunks = [chunk for chunk in _CHUNKS if chunk < config.max_position] or [1]
         head_rows = sorted({n for n in (*_HEAD_ROWS, rows[-1]) if n <= rows[-1]})
         part_of_head = self._vocab_size / config.vocab_size
         return StepCosts(
             threads=threads,
-            decode=self._curve(_ends_first(rows), self._decode, group, 0.4 * seconds),
-            prefill=self._curve(chunks, self._prefill, group, 0.35 * seconds),
-            head=self._curve(_ends_first(head_rows), self._head, part_of_head, 0.25 * seconds),
-            embed=self._curve(_EMBED_ROWS, self._embed, 1, seconds),
-            prepare=self._curve(rows, self._prepare, 1, seconds),
+            decode=watch.curve(_ends_first(rows), self._decode, group, 0.4 * seconds),
+            prefill=watch.curve(chunks, self._prefill, group, 0.35 * seconds),
+            head=watch.curve(_ends_first(head_rows), self._head, part_of_head, 0.25 * seconds),
+            embed=watch.curve(_EMBED_ROWS, self._embed, 1, seconds),
+            prepare=watch.curve(rows, self._prepare, 1, seconds),
         )
 
     # ------------------------------------------------------------ the parts
@@ -150,49 +144,6 @@ class Profiler:
         table = self._random(min(self._config.vocab_size, 4096), self._config.hidden_size)
         ids = torch.randint(len(table), (rows,), device=self._device)
         return lambda: functional.embedding(ids, table)
-
-    # ------------------------------------------------------------ time
-
-    def _curve(
-        self,
-        order: Sequence[int],
-        part: Callable[[int], Callable[[], object]],
-        scale: float,
-        seconds: float,
-    ) -> Points:
-        """Times of ``part``, the first two rows of the order always, more as far as time allows.
-
-        Each run does ``scale`` times what is counted once.
-        """
-        deadline = time.perf_counter() + seconds
-        points: dict[int, float] = {}
-        for number in dict.fromkeys(order):
-            if len(points) >= 2:
-                largest = max(points)
-                expected = points[largest] * scale * max(1.0, number / largest)
-                if time.perf_counter() + expected * (1 + _FEWEST_SAMPLES) > deadline:
-                    continue
-            points[number] = self._sample(part(number)) / scale
-        return tuple(sorted(points.items()))
-
-    def _sample(self, run: Callable[[], object]) -> float:
-        """The median of several runs, after one that makes ready what is made once."""
-        first = self._time(run)
-        if first > _LONG_SECONDS:
-            return first
-        samples: list[float] = []
-        while len(samples) < _FEWEST_SAMPLES or (
-            len(samples) < _MOST_SAMPLES and sum(samples) < _ENOUGH_SECONDS
-        ):
-            samples.append(self._time(run))
-        return statistics.median(samples)
-
-    def _time(self, run: Callable[[], object]) -> float:
-        started = time.perf_counter()
-        run()
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter() - started
 
     # ------------------------------------------------------------ what is measured
 

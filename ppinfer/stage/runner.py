@@ -120,7 +120,9 @@ class StageRunner:
                 positions.append(part.start + len(part.tokens))
         if not rows:
             return []
-        logits = self._model.logits(hidden[torch.tensor(rows, device=hidden.device)])
+        if len(rows) < len(hidden):
+            hidden = hidden[torch.tensor(rows, device=hidden.device)]
+        logits = self._model.logits(hidden)
         return self._sampler.sample(logits, seq_ids, positions)
 
     def _refusal(self, why: str) -> StageError:

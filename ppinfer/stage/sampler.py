@@ -128,7 +128,9 @@ def _with_logprobs(seq_id: int, token: int, logits: torch.Tensor, top: int | Non
         return SampledToken(seq_id, token)
     logprobs = torch.log_softmax(logits.double(), dim=-1)
     values, ids = torch.topk(logprobs, min(top, logprobs.numel()))
-    return SampledToken(seq_id, token, float(logprobs[token]), ids.tolist(), values.tolist())
+    return SampledToken(
+        seq_id, token, float(logprobs[token]), tuple(ids.tolist()), tuple(values.tolist())
+    )
 
 
 def _distribution(

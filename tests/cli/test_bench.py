@@ -70,6 +70,19 @@ def test_invariance_has_a_price_for_every_number_of_rows() -> None:
         assert all(len(times) == 2 for times in (price["own"], *price["free"].values()))
 
 
+def test_driver(tmp_path: Path) -> None:
+    done = run_cli(
+        "bench", "driver", "toy", "--sequences", "4", "--new", "8", "--repeats", "1", "--json",
+        "--output", str(tmp_path / "driver"),
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    cells = json.loads(done.out)["results"]
+    assert [(cell["sequences"], cell["micro_batches"], cell["swept"]) for cell in cells] == [
+        (4, slots, swept) for slots in (1, 2) for swept in (False, True)
+    ]
+    assert "| 4 in 2 | swept |" in (tmp_path / "driver.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

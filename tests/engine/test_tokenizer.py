@@ -156,7 +156,7 @@ class TestDemo:
 
     def test_every_token_decodes_alike(self, demo: Tokenizer, oracle: Any) -> None:
         ids = range(0, demo.vocab_size, 7)
-        texts = [demo.token_bytes(i).decode(errors="replace") for i in ids]
+        texts = [demo.pieces[i][0].decode(errors="replace") for i in ids]
         assert texts == [oracle.decode([i]) for i in ids]
 
     def test_add_bos_token(self, demo_metadata: dict[str, Any], oracle: Any) -> None:
@@ -189,7 +189,13 @@ class TestText:
 
     def test_ids_outside_the_vocabulary_are_nothing(self, demo: Tokenizer) -> None:
         assert demo.decode([49152, 28120, 10**6]) == demo.decode([28120])
-        assert demo.token_bytes(10**6) == b""
+        assert demo.pieces[10**6] == (b"", "")
+
+    def test_a_piece_has_text_where_it_is_whole_characters(self, demo: Tokenizer) -> None:
+        pieces = [demo.pieces[i] for i in demo.encode("so é日")]
+        assert pieces[0] == (b"so", "so")
+        assert b"".join(data for data, _ in pieces) == "so é日".encode()
+        assert [text for _, text in pieces[-2:]] == [None, None]
 
 
 class TestFolder:

@@ -155,6 +155,24 @@ def test_sharp_scores_do_not_overflow() -> None:
     assert sequences.whole(0).isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("rise", [-0.04, 0.004, 0.04])
+def test_scores_that_rise_or_fall_along_the_context(rise: float, dtype: torch.dtype) -> None:
+    """Later positions may outweigh all before them, by any factor, or none at all."""
+    sequences = Sequences([400], dim=64, dtype=dtype)
+    sequences.q[0].abs_()
+    sequences.k[0] = (
+        sequences.k[0].float().abs_().mul_(rise * torch.arange(400)[:, None, None] / 8).to(dtype)
+    )
+    tolerance = 5e-5 if dtype == torch.float32 else 0.04
+    whole = sequences.whole(0)
+    torch.testing.assert_close(
+        whole.double(), sequences.reference(0), atol=tolerance, rtol=tolerance
+    )
+    got = [sequences.step([(0, start, 50)])[0] for start in range(0, 400, 50)]
+    assert torch.equal(torch.cat(got), whole)
+
+
 def test_blocks_of_others_are_out_of_reach() -> None:
     """Neither what an earlier owner left nor what a neighbour computes, even if it is no number."""
     sequences = Sequences([50, 50])

@@ -7,7 +7,8 @@ from ppinfer.messages import PENDING, SampledToken, StepResult
 from ppinfer.request import Request
 from ppinfer.sampling import SamplingParams
 from ppinfer.schedule.block_pool import BlockPool
-from ppinfer.schedule.micro_batch import MicroBatchManager, MicroBatchState
+from ppinfer.schedule.micro_batch import MicroBatchManager
+from ppinfer.schedule.slot import MicroBatchState
 
 
 def make_manager(num_blocks=16, block_size=4, slots=1, size=4, prefix_caching=True):

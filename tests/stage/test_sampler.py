@@ -136,9 +136,9 @@ def test_logprobs_are_of_the_unchanged_logits(logits: torch.Tensor) -> None:
     sampled = sample_one(logits, temperature=2.0, top_k=3, seed=1, logprobs=4)
     assert sampled.logprob == pytest.approx(float(expected[sampled.token]))
     best = torch.topk(expected, 4)
-    assert sampled.top_ids == best.indices.tolist()
+    assert sampled.top_ids == tuple(best.indices.tolist())
     assert sampled.top_logprobs == pytest.approx(best.values.tolist())
-    assert sample_one(logits, logprobs=0).top_ids == []
+    assert sample_one(logits, logprobs=0).top_ids == ()
     assert sample_one(logits).logprob is None
 
 

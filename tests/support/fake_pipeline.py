@@ -15,7 +15,7 @@ from zlib import crc32
 
 from ppinfer.messages import PENDING, NewSequence, SampledToken, SequenceStep, StepPlan, StepResult
 from ppinfer.request import Request
-from ppinfer.schedule.micro_batch import STEPS_A_SLOT
+from ppinfer.schedule.slot import STEPS_A_SLOT
 
 VOCABULARY = 11
 

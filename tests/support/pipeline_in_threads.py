@@ -105,8 +105,8 @@ class PipelineInThreads:
                 self.send(plan)
             message = self.results.get(timeout=60)
             assert isinstance(message, StepResult)
-            for sampled, _ in manager.commit(message):
-                outputs[sampled.seq_id - first_seq_id].append(sampled.token)
+            for update in manager.commit(message):
+                outputs[update.seq_id - first_seq_id].append(update.sampled.token)
         self._next_step = manager._next_step
         return outputs
 

@@ -9,7 +9,8 @@ from ppinfer.request import Request
 from ppinfer.sampling import SamplingParams
 from ppinfer.schedule.block_pool import BlockPool
 from ppinfer.schedule.generate import EvenSpread, GenerateSchedule
-from ppinfer.schedule.micro_batch import STEPS_A_SLOT, MicroBatchManager
+from ppinfer.schedule.micro_batch import MicroBatchManager
+from ppinfer.schedule.slot import STEPS_A_SLOT
 
 
 class Rig:

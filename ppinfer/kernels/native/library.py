@@ -23,7 +23,7 @@ from ppinfer.kernels.native import build, paths
 VARIABLE = "PPINFER_KERNELS"
 
 MAX_HEAD_DIM = 256
-"""``MAX_DIM`` of ``src/attention.h``."""
+"""``MAX_DIM`` of ``src/softmax.h``."""
 
 
 class StepData(Structure):

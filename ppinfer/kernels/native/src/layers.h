@@ -4,6 +4,7 @@
 #include "attention.h"
 #include "product.h"
 #include "rows.h"
+#include "store.h"
 #if defined(PPINFER_AMX)
 #include "linear.h"
 #endif

@@ -25,13 +25,14 @@ static const int LANES = 16;
 
 INLINE uint32_t bits_of(float x) { uint32_t u; memcpy(&u, &x, 4); return u; }
 INLINE float float_of(uint32_t u) { float x; memcpy(&x, &u, 4); return x; }
-INLINE void prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }
+INLINE void prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }       // into the second-level cache
+INLINE void prefetch_soon(const void *p) { __builtin_prefetch(p, 0, 3); }  // into the first-level cache
 
 #if defined(PPINFER_AVX512BF16) || defined(PPINFER_AVX512)
 // ------------------------------------------------------------------------------- AVX-512
 struct F { __m512 v; };
 struct Words { __m512i v; };
-static const int MAX_ROWS = 6, MAX_VECTORS = 4;  // accumulators of a micro-kernel: 24 of 32 registers
+static const int MAX_ROWS = 8, MAX_VECTORS = 4, MAX_SUMS = 24;  // of a micro-kernel: 24 of 32 registers
 
 INLINE F zero() { return {_mm512_setzero_ps()}; }
 INLINE F all(float x) { return {_mm512_set1_ps(x)}; }
@@ -72,9 +73,19 @@ INLINE F keep(F x, int low, int high) {
                        _mm512_cmp_epi32_mask(lane, _mm512_set1_epi32(high), _MM_CMPINT_LE);
   return {_mm512_mask_blend_ps(in, _mm512_set1_ps(-__builtin_inff()), x.v)};
 }
+INLINE void split(F x, F &whole, F &fraction) {  // to the nearest integer and what is left
+  fraction = {_mm512_reduce_ps(x.v, 8)};
+  whole = x - fraction;
+}
 INLINE F times_power_of_two(F x, F n) { return {_mm512_scalef_ps(x.v, n.v)}; }
-INLINE F zero_below(F x, F at, float limit) {  // 0 where at < limit
+INLINE F times_power_of_two(F x, F n, F at, float limit) {  // 0 where at < limit
+  return {_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(at.v, _mm512_set1_ps(limit), _CMP_NLT_UQ), x.v, n.v)};
+}
+INLINE F zero_below(F x, F at, float limit) {
   return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(at.v, _mm512_set1_ps(limit), _CMP_NLT_UQ), x.v)};
+}
+INLINE bool any_above(F x, float limit) {
+  return _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(limit), _CMP_GT_OQ) != 0;
 }
 INLINE Words load_words(const word *p) { return {_mm512_loadu_si512(p)}; }
 INLINE F as_floats(Words x) { return {_mm512_castsi512_ps(x.v)}; }
@@ -85,7 +96,7 @@ INLINE F high_halves(Words x) { return {_mm512_castsi512_ps(_mm512_and_si512(x.v
 // ------------------------------------------------------------------------------- AVX2 and FMA
 struct F { __m256 a, b; };
 struct Words { __m256i a, b; };
-static const int MAX_ROWS = 6, MAX_VECTORS = 1;  // 12 of 16 registers
+static const int MAX_ROWS = 4, MAX_VECTORS = 4, MAX_SUMS = 6;  // 12 of 16 registers
 
 INLINE F zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 INLINE F all(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
@@ -132,6 +143,9 @@ INLINE F zero_below(F x, F at, float limit) {
   const __m256 l = _mm256_set1_ps(limit);
   return {_mm256_and_ps(x.a, _mm256_cmp_ps(at.a, l, _CMP_NLT_UQ)), _mm256_and_ps(x.b, _mm256_cmp_ps(at.b, l, _CMP_NLT_UQ))};
 }
+INLINE bool any_above(F x, float limit) {
+  return _mm256_movemask_ps(_mm256_cmp_ps(_mm256_max_ps(x.a, x.b), _mm256_set1_ps(limit), _CMP_GT_OQ)) != 0;
+}
 INLINE Words load_words(const word *p) {
   return {_mm256_loadu_si256((const __m256i *)p), _mm256_loadu_si256((const __m256i *)(p + 8))};
 }
@@ -149,7 +163,7 @@ typedef int32_t ints __attribute__((vector_size(64)));
 typedef uint32_t uints __attribute__((vector_size(64)));
 struct F { floats v; };
 struct Words { uints v; };
-static const int MAX_ROWS = 2, MAX_VECTORS = 1;
+static const int MAX_ROWS = 2, MAX_VECTORS = 1, MAX_SUMS = 2;
 
 INLINE F zero() { return {floats{}}; }
 INLINE F all(float x) { return {floats{} + x}; }
@@ -183,6 +197,11 @@ INLINE F times_power_of_two(F x, F n) {
   return {x.v * (floats)e};
 }
 INLINE F zero_below(F x, F at, float limit) { return {at.v < limit ? floats{} : x.v}; }
+INLINE bool any_above(F x, float limit) {
+  for (int i = 0; i < LANES; i++)
+    if (x.v[i] > limit) return true;
+  return false;
+}
 INLINE Words load_words(const word *p) { Words x; memcpy(&x.v, p, 64); return x; }
 INLINE F as_floats(Words x) { return {(floats)x.v}; }
 INLINE F low_halves(Words x) { return {(floats)(x.v << 16)}; }
@@ -200,6 +219,12 @@ template <class E> INLINE void store_some(E *p, F x, int n) {
   store(some, x);
   for (int i = 0; i < n; i++) p[i] = some[i];
 }
+INLINE void split(F x, F &whole, F &fraction) {
+  const F t = larger(all(-126.0f), x);
+  whole = round_to_int(t);
+  fraction = t - whole;
+}
+INLINE F times_power_of_two(F x, F n, F at, float limit) { return zero_below(times_power_of_two(x, n), at, limit); }
 #endif
 
 // ------------------------------------------------------------------------------- the same for all
@@ -233,8 +258,17 @@ INLINE F fraction_to_power(F f) {  // 2^f for -0.5 <= f <= 0.5; exactly 1 at 0
 }
 // 2^x within two units in the last place; 0 below -126, so nothing is ever subnormal.
 INLINE F exp2(F x) {
-  const F t = larger(all(-126.0f), x), n = round_to_int(t);
-  return zero_below(times_power_of_two(fraction_to_power(t - n), n), x, -126.0f);
+  F n, f;
+  split(x, n, f);
+  return times_power_of_two(fraction_to_power(f), n, x, -126.0f);
+}
+// The same within 1e-4 of the value, a twentieth of what rounding to bf16 may change.
+INLINE F rough_exp2(F x) {
+  F n, f;
+  split(x, n, f);
+  F p = fma(all(0.05500893294811249f), f, all(0.2422109991312027f));
+  p = fma(p, f, all(0.6932829022407532f));
+  return times_power_of_two(fma(p, f, all(1.0f)), n, x, -126.0f);
 }
 // e^x likewise, for x up to 88.
 INLINE F exp(F x) {

@@ -1,0 +1,39 @@
+"""A lasting micro-batch, which ``MicroBatchManager`` calls a slot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from ppinfer.schedule.sequence import Sequence
+
+STEPS_A_SLOT = 2
+"""Steps of one slot that may be in flight: one on the pipeline, and one that waits behind it."""
+
+
+class MicroBatchState(Enum):
+    PREFILL = "prefill"  # some prompt is not computed yet
+    GENERATE = "generate"  # every sequence decodes
+    DONE = "done"  # no sequences
+
+
+@dataclass(slots=True, eq=False)
+class MicroBatch:
+    """A slot: sequences in the order of their arrival in it, and how many steps are in flight."""
+
+    index: int
+    sequences: list[Sequence] = field(default_factory=list)
+    in_flight: int = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any sequence has tokens that no plan covers."""
+        return any(seq.num_unplanned for seq in self.sequences)
+
+    @property
+    def state(self) -> MicroBatchState:
+        if not self.sequences:
+            return MicroBatchState.DONE
+        if any(seq.is_prefilling for seq in self.sequences):
+            return MicroBatchState.PREFILL
+        return MicroBatchState.GENERATE
