@@ -60,6 +60,8 @@ class App:
     async def _serve(self, exchange: Exchange) -> None:
         """Raises what is to be answered instead."""
         salt = self._admit(exchange)
+        if self.service.draining and exchange.path not in OPEN:
+            raise shutting_down()
         work = asyncio.create_task(_endpoint(exchange)(self.service, exchange, salt))
         self._running.add(work)
         try:

@@ -39,7 +39,7 @@ class TokenTexts:
         if tokenizer is None:
             return f"token_id:{token_id}".encode()
         if self._byte_level:
-            return tokenizer.token_bytes(token_id)
+            return tokenizer.pieces[token_id][0]
         if byte := _BYTE.fullmatch(tokenizer.backend.id_to_token(token_id) or ""):
             return bytes([int(byte[1], 16)])
         # By itself a token would lose the blank that it begins with.

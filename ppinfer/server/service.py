@@ -16,7 +16,6 @@ from ppinfer.server.errors import (
     ApiError,
     context_length_exceeded,
     invalid,
-    shutting_down,
     unavailable,
 )
 from ppinfer.server.exchange import Exchange
@@ -54,9 +53,7 @@ class Service:
 
     @property
     def engine(self) -> Engine:
-        """Raises ``ApiError`` (503) while there is none that takes requests."""
-        if self.draining:
-            raise shutting_down()
+        """Raises ``ApiError`` (503) while there is none."""
         if self._engine is None:
             raise unavailable("The model is being loaded.", "loading", LOADING_SECONDS)
         return self._engine

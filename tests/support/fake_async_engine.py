@@ -120,8 +120,10 @@ class FakeStream:
         token = self._script[self._sent % length]
         self._sent += 1
         self._engine.taken += 1
-        text, reason = self._decoder.push([token]), None
-        if self._decoder.stopped or (self._sent >= length and not self._engine.endless):
+        text, reason = self._decoder.push(token), None
+        if self._decoder.stop_string is not None or (
+            self._sent >= length and not self._engine.endless
+        ):
             reason = "stop"
         elif self._sent == self._params.max_tokens:
             reason = "length"
