@@ -1,4 +1,4 @@
-"""``ppinfer serve demo`` end to end: real stages, OpenAI's client, and an end that leaves nothing."""
+"""``ppinfer serve demo`` end to end: real stages, OpenAI's client, an end that leaves nothing."""
 
 from __future__ import annotations
 
