@@ -39,9 +39,10 @@ if [ "$quick" = yes ]; then
     exit
 fi
 
-bench throughput demo --pp-sizes 1,2,4 \
+bench throughput demo \
     --output "$OUT/throughput" --plot "$OUT/throughput.png"
 bench throughput llama-7b --output "$OUT/throughput_llama_7b"
+bench driver --output "$OUT/driver"
 bench scaling demo --repeats 2 --output "$OUT/scaling" --plot "$OUT/scaling.png"
 bench latency demo --output "$OUT/latency" --plot "$OUT/latency.png"
 bench invariance demo --output "$OUT/invariance"

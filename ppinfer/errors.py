@@ -26,7 +26,14 @@ class ConfigError(PPInferError, ValueError):
 
 
 class RequestError(PPInferError, ValueError):
-    """A prompt or its sampling parameters cannot be served."""
+    """A prompt or its sampling parameters cannot be served.
+
+    ``param`` is the field to blame, where it is a single one.
+    """
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class CheckpointError(PPInferError):

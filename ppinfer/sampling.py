@@ -75,7 +75,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         if self.min_tokens > self.max_tokens:
             raise RequestError(
                 f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens}); "
-                "lower the one or raise the other."
+                "lower the one or raise the other.",
+                "min_tokens",
             )
         _check_float("temperature", self.temperature, 0.0, math.inf)
         _check_int("top_k", self.top_k, 0, INT64_MAX)
@@ -91,7 +92,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         if self.logprobs is not None:
             _check_int("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         if not isinstance(self.ignore_eos, bool):
-            raise RequestError(f"ignore_eos must be true or false, not {self.ignore_eos!r}.")
+            raise RequestError(
+                f"ignore_eos must be true or false, not {self.ignore_eos!r}.", "ignore_eos"
+            )
 
     @property
     def is_greedy(self) -> bool:
@@ -109,30 +112,32 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 def _check_int(name: str, value: Any, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise RequestError(f"{name} must be a whole number, not {value!r}.")
+        raise RequestError(f"{name} must be a whole number, not {value!r}.", name)
     if not low <= value <= high:
         bound = f"at least {low}" if high == INT64_MAX else f"between {low} and {high}"
-        raise RequestError(f"{name} must be {bound}, not {value}.")
+        raise RequestError(f"{name} must be {bound}, not {value}.", name)
 
 
 def _check_float(name: str, value: Any, low: float, high: float, open_low: bool = False) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RequestError(f"{name} must be a number, not {value!r}.")
+        raise RequestError(f"{name} must be a number, not {value!r}.", name)
     if not math.isfinite(value) or not low <= value <= high or (open_low and value == low):
         low_words = f"above {low:g}" if open_low else f"at least {low:g}"
         high_words = "" if high == math.inf else f" and at most {high:g}"
-        raise RequestError(f"{name} must be {low_words}{high_words}, not {value}.")
+        raise RequestError(f"{name} must be {low_words}{high_words}, not {value}.", name)
 
 
 def _strings(name: str, value: Any) -> tuple[str, ...]:
     strings = (value,) if isinstance(value, str) else value
     if not isinstance(strings, Iterable):
-        raise RequestError(f"{name} must be a string or a list of strings, not {value!r}.")
+        raise RequestError(f"{name} must be a string or a list of strings, not {value!r}.", name)
     strings = tuple(strings)
     if len(strings) > MAX_STOP_STRINGS:
-        raise RequestError(f"{name} takes at most {MAX_STOP_STRINGS} strings, not {len(strings)}.")
+        raise RequestError(
+            f"{name} takes at most {MAX_STOP_STRINGS} strings, not {len(strings)}.", name
+        )
     if not all(isinstance(s, str) and s for s in strings):
-        raise RequestError(f"{name} must hold strings that are not empty, not {value!r}.")
+        raise RequestError(f"{name} must hold strings that are not empty, not {value!r}.", name)
     return strings
 
 
@@ -149,7 +154,7 @@ def _biases(name: str, value: Any) -> dict[int, float]:
 
 def _token_ids(name: str, value: Any) -> tuple[int, ...]:
     if isinstance(value, str) or not isinstance(value, Iterable):
-        raise RequestError(f"{name} must be a list of token ids, not {value!r}.")
+        raise RequestError(f"{name} must be a list of token ids, not {value!r}.", name)
     ids = tuple(value)
     for token in ids:
         _check_int(name, token, 0, INT64_MAX)

@@ -11,8 +11,9 @@ import msgspec
 
 from ppinfer.bench.cases import Shape
 from ppinfer.bench.limits import Arrangement, Rates, physical_seconds, rows_to_measure
-from ppinfer.bench.procfs import FOREIGN_CPU, Reading, cores
+from ppinfer.bench.procfs import cores
 from ppinfer.bench.remote import Worker
+from ppinfer.engine.cpu_time import FOREIGN_CPU, Reading
 from ppinfer.models.config import ModelConfig
 
 ITEMSIZE = {"fp32": 4, "bf16": 2}

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ppinfer.bench.limits import Rates
-from ppinfer.bench.procfs import FOREIGN_CPU
 from ppinfer.bench.stats import Spread, paired_ratios
+from ppinfer.engine.cpu_time import FOREIGN_CPU
 
 _CPU_RESOLUTION = 0.5
 """Seconds; processor time of shorter runs is known too coarsely."""

@@ -10,8 +10,9 @@ from itertools import pairwise
 from types import TracebackType
 from typing import Any
 
-from ppinfer.bench.procfs import Reading, reset_peak
+from ppinfer.bench.procfs import reset_peak
 from ppinfer.bench.stats import percentile
+from ppinfer.engine.cpu_time import Reading
 
 
 class Watched:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ppinfer.cli import bench, chat, doctor, generate, inspect, timeline
+from ppinfer.cli import bench, chat, doctor, generate, inspect, serve, timeline
 from ppinfer.cli.terminal import guarded
 from ppinfer.version import __version__
 
@@ -32,6 +32,7 @@ app = typer.Typer(
 for _command in (
     generate.generate,
     chat.chat,
+    serve.serve,
     inspect.inspect,
     timeline.timeline,
     doctor.doctor,

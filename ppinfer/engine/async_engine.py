@@ -49,6 +49,8 @@ _LENGTH = struct.Struct("<I")
 _COMMAND = (sys.executable, "-P", "-m", "ppinfer.engine.host")
 _CLOSE_SECONDS = 15.0
 """More than an engine takes to end its stages by force."""
+_FAILED_SECONDS = 1.0
+"""For the end of a process that said why its engine cannot stand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,14 @@ class EngineInfo:
     notes: list[str]
     choices: list[str]
     stage_pids: list[int | None]
+
+    @property
+    def max_model_len(self) -> int:
+        return self.limits.max_model_len
+
+    @property
+    def vocab_size(self) -> int:
+        return self.limits.vocab_size
 
 
 class AsyncPPInferEngine:
@@ -398,8 +408,10 @@ class _Host:
 
     async def _close(self) -> None:
         self.send(Stop())
+        # Before the engine stands nobody reads that; its stages end with the process.
+        limit = _CLOSE_SECONDS if self._task is not None else _FAILED_SECONDS
         try:
-            await asyncio.wait_for(asyncio.to_thread(self._process.wait), _CLOSE_SECONDS)
+            await asyncio.wait_for(asyncio.to_thread(self._process.wait), limit)
         except TimeoutError:
             self._process.kill()
         finally:

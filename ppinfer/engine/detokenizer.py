@@ -32,7 +32,7 @@ class Detokenizer:
     ) -> None:
         self._tokenizer = tokenizer
         self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
-        kinds = _decoder_kinds(tokenizer)
+        kinds = decoder_kinds(tokenizer)
         self._text: _Text = (
             _ByteLevelText(tokenizer)
             if kinds == ("ByteLevel",)
@@ -192,7 +192,7 @@ def _is_byte(token: str) -> bool:
     return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
 
 
-def _decoder_kinds(tokenizer: Tokenizer) -> tuple[str, ...]:
+def decoder_kinds(tokenizer: Tokenizer) -> tuple[str, ...]:
     """Names of the decoder's steps, such as ``("ByteLevel",)``."""
     decoder = tokenizer.backend.decoder
     if decoder is None:

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from ppinfer.bench.procfs import Reading, cpu_seconds, peak_bytes, reset_peak
+from ppinfer.bench.procfs import peak_bytes, reset_peak
 from ppinfer.bench.timing import Watched, summarise
+from ppinfer.engine.cpu_time import Reading, cpu_seconds
 
 
 def test_a_run_is_split_where_every_sequence_has_its_first_token() -> None:

@@ -78,7 +78,7 @@ class TestOptions:
         }
 
     def test_help_of_commands(self) -> None:
-        for command in ("generate", "chat", "inspect", "doctor"):
+        for command in ("generate", "chat", "serve", "inspect", "doctor"):
             assert run(command, "--help").exit_code == 0
         assert run("--version").stdout == f"ppinfer {__version__}\n"
         assert run("dance").exit_code == 2
@@ -87,6 +87,7 @@ class TestOptions:
 class TestProgram:
     def test_help_is_fast_and_imports_little(self) -> None:
         heavy = ["torch", "numpy", "jinja2", "tokenizers", "huggingface_hub", "transformers"]
+        heavy += ["uvicorn", "asyncio"]
         code = (
             "import sys, ppinfer.cli\n"
             "try: ppinfer.cli.main()\n"

@@ -162,6 +162,24 @@ def test_an_engine_that_cannot_stand_leaves_nothing(
     marked.assert_all_gone()
 
 
+def test_a_start_that_is_cancelled_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    marked = Marked.new()
+    for name, value in marked.environment.items():
+        monkeypatch.setenv(name, value)
+
+    async def run() -> None:
+        starting = asyncio.create_task(AsyncPPInferEngine.create(folder, **SETTINGS))
+        await asyncio.sleep(0.7)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+
+    asyncio.run(run())
+    marked.assert_all_gone()
+
+
 def test_a_stage_that_dies_is_named_to_whoever_waits(folder: Path) -> None:
     async def run() -> None:
         async with await AsyncPPInferEngine.create(folder, **SETTINGS) as engine:

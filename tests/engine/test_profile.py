@@ -48,6 +48,7 @@ class Stages:
 
     def __init__(self, cost: Any) -> None:
         self.asked: list[tuple[int, int]] = []
+        self.pids: list[int | None] = []
         self._cost = cost
 
     def send(self, stage: int, message: Message) -> None:
@@ -87,6 +88,28 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "ppinfer" / "profiles"
 
 
+class Machine:
+    """Says how much of the cores other programs take during each measurement in turn."""
+
+    def __init__(self) -> None:
+        self.others = [0.0]
+
+    def now(self, pids: list[int]) -> Machine:
+        assert os.getpid() in pids
+        return self
+
+    def shares_since(self, before: Machine) -> tuple[float, float]:
+        return self.others.pop(0) if len(self.others) > 1 else self.others[0], 0.0
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """A quiet one, unless the test says otherwise."""
+    machine = Machine()
+    monkeypatch.setattr(profile, "Reading", machine)
+    return machine
+
+
 def even(stage: int, threads: int) -> StepCosts:
     return costs(threads, 1e-3 / threads)
 
@@ -108,6 +131,28 @@ def test_no_more_stages_measure_at_once_than_there_are_cores_for() -> None:
     stages = Stages(even)
     assert ask(stages, ready(4, cores=2, threads=1, local=4)) is not None
     assert stages.asked == [(0, 1), (1, 1), (0, 2)]
+
+
+def test_what_other_programs_disturbed_is_measured_again_and_not_kept(
+    machine: Machine, cache: Path
+) -> None:
+    stages = Stages(even)
+    machine.others = [0.5, 0.2]
+    assert ask(stages, ready(1, threads=4)) is not None
+    assert stages.asked == [(0, 4)] * 2
+    assert not list(cache.glob("*.json"))
+    machine.others = [0.5, 0.01]
+    assert ask(stages, ready(1, threads=4)) is not None
+    assert stages.asked == [(0, 4)] * 4
+    assert len(list(cache.glob("*.json"))) == 1
+
+
+def test_where_stages_are_elsewhere_nobody_can_tell(machine: Machine, cache: Path) -> None:
+    stages = Stages(even)
+    stages.pids, machine.others = [None], [0.5]
+    assert ask(stages, ready(1, threads=4)) is not None
+    assert stages.asked == [(0, 4)]
+    assert len(list(cache.glob("*.json"))) == 1
 
 
 def test_a_given_number_of_threads_is_measured_alone() -> None:

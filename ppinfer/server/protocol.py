@@ -1,0 +1,250 @@
+"""Requests and answers of OpenAI's API, as structs. Types only: what a value may be beyond its
+type, and what it does, is for ``params``, ``chat`` and ``completions``.
+
+Every field that may be left out may also be null. An unknown field is an error. Fields of type
+``Raw`` are known and not supported: they may hold what changes nothing (``NEUTRAL``).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+_NULL = Raw(b"null")
+
+NEUTRAL: dict[str, tuple[bytes, ...]] = {
+    "audio": (), "best_of": (b"1",), "function_call": (b'"none"', b'"auto"'), "functions": (b"[]",),
+    "modalities": (b'["text"]',), "prediction": (), "reasoning_effort": (),
+    "refusal": (), "response_format": (b'{"type":"text"}',), "suffix": (b'""',),
+    "tool_calls": (b"[]",), "tool_call_id": (), "tool_choice": (b'"none"', b'"auto"'),
+    "tools": (b"[]",), "verbosity": (), "web_search_options": (), "name": (),
+    "annotations": (b"[]",),
+}  # fmt: skip
+"""JSON, without blanks, that an unsupported field may hold beside null."""
+
+
+# ---------------------------------------------------------------- requests
+
+
+class _Request(msgspec.Struct, forbid_unknown_fields=True):
+    pass
+
+
+class StreamOptions(_Request, kw_only=True):
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
+
+
+class Generate(_Request, kw_only=True):
+    """What both ways of generating have in common.
+
+    ``user``, ``metadata``, ``store``, ``safety_identifier``, ``prompt_cache_key`` and
+    ``service_tier`` are for OpenAI's own service; they are accepted and change nothing.
+    """
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    logit_bias: dict[int, float] | None = None
+    priority: int | None = None
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    service_tier: Literal["auto", "default"] | None = None
+
+
+class ContentPart(msgspec.Struct):
+    """Only text is taken; the rest of a part of another type is not even looked at."""
+
+    type: str
+    text: str | None = None
+
+
+class Message(_Request, kw_only=True):
+    role: str
+    content: str | list[ContentPart] | None = None
+    name: Raw = _NULL
+    refusal: Raw = _NULL
+    audio: Raw = _NULL
+    annotations: Raw = _NULL
+    tool_calls: Raw = _NULL
+    tool_call_id: Raw = _NULL
+    function_call: Raw = _NULL
+
+
+class ChatRequest(Generate, kw_only=True):
+    messages: list[Message]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    parallel_tool_calls: bool | None = None  # of tools, which are not there
+    response_format: Raw = _NULL
+    tools: Raw = _NULL
+    tool_choice: Raw = _NULL
+    functions: Raw = _NULL
+    function_call: Raw = _NULL
+    audio: Raw = _NULL
+    modalities: Raw = _NULL
+    prediction: Raw = _NULL
+    reasoning_effort: Raw = _NULL
+    verbosity: Raw = _NULL
+    web_search_options: Raw = _NULL
+
+
+class CompletionRequest(Generate, kw_only=True):
+    prompt: str | list[str | int | list[int]]
+    echo: bool | None = None
+    logprobs: int | None = None
+    suffix: Raw = _NULL
+    best_of: Raw = _NULL
+
+
+class TokenizeRequest(_Request, kw_only=True):
+    """Either ``prompt`` or ``messages``."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+
+
+class DetokenizeRequest(_Request, kw_only=True):
+    tokens: list[int]
+    model: str | None = None
+
+
+# ---------------------------------------------------------------- answers
+
+FinishReason: TypeAlias = Literal["stop", "length"]
+
+
+class Usage(msgspec.Struct):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class TopLogprob(msgspec.Struct):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprob(msgspec.Struct):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct):
+    content: list[TokenLogprob]
+
+
+class CompletionLogprobs(msgspec.Struct):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class AnswerMessage(msgspec.Struct):
+    content: str
+    role: str = "assistant"
+
+
+class ChatChoice(msgspec.Struct):
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason
+
+
+class ChatCompletion(msgspec.Struct):
+    id: str
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    object: str = "chat.completion"
+
+
+class ChatDelta(msgspec.Struct):
+    role: str | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+
+
+class ChatChunkChoice(msgspec.Struct):
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: FinishReason | None = None
+
+
+class ChatChunk(msgspec.Struct):
+    id: str
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | UnsetType | None = UNSET
+    object: str = "chat.completion.chunk"
+
+
+class CompletionChoice(msgspec.Struct):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: FinishReason | None = None
+
+
+class Completion(msgspec.Struct):
+    """A whole answer, or one chunk of a streamed one."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | UnsetType | None = UNSET
+    object: str = "text_completion"
+
+
+class Model(msgspec.Struct):
+    id: str
+    created: int
+    max_model_len: int
+    object: str = "model"
+    owned_by: str = "ppinfer"
+
+
+class ModelList(msgspec.Struct):
+    data: list[Model]
+    object: str = "list"
+
+
+class Tokens(msgspec.Struct):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+
+
+class Text(msgspec.Struct):
+    prompt: str

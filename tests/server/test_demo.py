@@ -1,0 +1,110 @@
+"""``ppinfer serve demo`` end to end: real stages, OpenAI's client, an end that leaves nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import openai
+import pytest
+from support.processes import Marked
+
+from ppinfer import PPInferEngine, SamplingParams
+
+pytestmark = pytest.mark.slow
+PROMPTS = ["The capital of France is", "Once upon a time, in a", "2, 4, 6, 8,", "Water boils at"]
+TOKENS = 12
+
+
+@dataclass
+class Served:
+    url: str
+    process: subprocess.Popen[str]
+    marked: Marked
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    marked = Marked.new()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ppinfer.cli", "serve", "demo", "-pp", "2", "--port", "0",
+         "--dtype", "fp32", "--kv-cache-memory", "200MB"],
+        stderr=subprocess.PIPE, text=True, env=marked.environment,
+    )  # fmt: skip
+    try:
+        assert process.stderr is not None
+        url = ""
+        for line in process.stderr:
+            if " at http://" in line:
+                url = line.rpartition(" at ")[2].strip()
+                break
+        assert url
+        yield Served(url, process, marked)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[str]:
+    with PPInferEngine("demo", pp_size=1, dtype="fp32") as engine:
+        outputs = engine.generate(PROMPTS, SamplingParams(max_tokens=TOKENS, ignore_eos=True))
+        return [output.text for output in outputs]
+
+
+def test_every_stream_is_what_the_engine_says(served: Served, expected: list[str]) -> None:
+    async def run() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=served.url, api_key="none") as client:
+
+            async def one(prompt: str) -> str:
+                stream = await client.completions.create(
+                    model="demo", prompt=prompt, max_tokens=TOKENS, temperature=0, stream=True,
+                    extra_body={"ignore_eos": True},
+                )  # fmt: skip
+                return "".join([chunk.choices[0].text async for chunk in stream])
+
+            return await asyncio.gather(*map(one, PROMPTS))
+
+    assert asyncio.run(run()) == expected
+
+
+def test_chat_with_seeds_and_bias(served: Served) -> None:
+    with openai.OpenAI(base_url=served.url, api_key="none") as client:
+        messages = [{"role": "user", "content": "Name a colour."}]
+
+        def ask(**settings: object) -> list[str | None]:
+            answer = client.chat.completions.create(
+                model="demo",
+                messages=messages,
+                max_tokens=8,
+                **settings,  # type: ignore[call-overload]
+            )
+            return [choice.message.content for choice in answer.choices]
+
+        assert ask(seed=3, n=2) == ask(seed=3, n=2)
+        assert len(set(ask(seed=4, n=3, temperature=1.9))) > 1
+        (plain,) = ask(temperature=0)
+        first = client.completions.create(model="demo", prompt="a", max_tokens=1, logprobs=1)
+        assert first.choices[0].logprobs is not None
+        (biased,) = ask(temperature=0, logit_bias={"28": 100})
+        assert biased != plain
+
+
+def test_a_disconnect_makes_room_and_the_end_leaves_nothing(served: Served) -> None:
+    with openai.OpenAI(base_url=served.url, api_key="none") as client:
+        stream = client.completions.create(
+            model="demo", prompt="On and on", max_tokens=4000, stream=True,
+            extra_body={"ignore_eos": True},
+        )  # fmt: skip
+        next(iter(stream))
+        stream.close()
+    started = time.monotonic()
+    served.process.send_signal(signal.SIGTERM)
+    assert served.process.wait(20) == 0
+    assert time.monotonic() - started < 15  # far less than 4,000 tokens take
+    served.marked.assert_all_gone()
