@@ -65,7 +65,7 @@ class Outcome:
         return {
             "benchmark": self._benchmark,
             "conditions": self._conditions,
-            "arguments": _without_keys(sys.argv[1:]),
+            "arguments": without_keys(sys.argv[1:]),
             "results": msgspec.to_builtins(self._results),
         }
 
@@ -88,7 +88,7 @@ def outcome(
     found.show(as_json)
 
 
-def _without_keys(arguments: Sequence[str]) -> list[str]:
+def without_keys(arguments: Sequence[str]) -> list[str]:
     """As they were given, but for what must not be written down."""
     shown: list[str] = []
     for argument in arguments:

@@ -13,6 +13,8 @@ import pytest
 from support.fake_openai import FakeOpenAI, serving
 from support.processes import Marked, run_cli, run_python
 
+from ppinfer.cli.bench_output import without_keys
+
 pytestmark = pytest.mark.slow
 
 
@@ -33,6 +35,12 @@ def test_results_go_to_files_and_standard_output(tmp_path: Path) -> None:
     assert "| inf | 5 | 0 |" in stem.with_suffix(".md").read_text()
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_keys_are_not_written_down() -> None:
+    given = ["serve", "u", "--api-key", "a", "--api-key=b", "--rate", "1"]
+    shown = ["serve", "u", "--api-key", "***", "--api-key=***", "--rate", "1"]
+    assert without_keys(given) == shown
 
 
 def test_people_get_tables(tmp_path: Path) -> None:
