@@ -17,6 +17,7 @@ _COLORS = ("#b8b8b8", "#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#7
 _INK = "#333333"
 _LINES = "#dddddd"
 _DPI = 150
+_HEADROOM = 1.04
 _CEILING = "kernels' ceiling"
 
 
@@ -29,13 +30,15 @@ class Line:
     ys: Sequence[float]
     lows: Sequence[float] = ()
     highs: Sequence[float] = ()
+    color: str | None = None
 
 
 @dataclass(frozen=True)
 class Panel:
     """One pair of axes with lines.
 
-    ``ticks`` are names of the places 0, 1, 2, … along x, where these are no figures.
+    ``ticks`` are names of the places 0, 1, 2, … along x, where these are no figures; ``limit`` is
+    drawn if it is not far above the lines.
     """
 
     title: str
@@ -44,6 +47,7 @@ class Panel:
     lines: Sequence[Line]
     whole: bool = False  # only whole numbers along x
     ticks: Sequence[str] = ()
+    limit: float | None = None
 
 
 def require_matplotlib() -> Any:
@@ -77,20 +81,22 @@ def plot_throughput(comparisons: Sequence[Comparison], path: Path) -> None:
     _save(figure, path, top=0.95)
 
 
-def plot_lines(panels: Sequence[Panel], path: Path) -> None:
-    """Panels side by side, every axis from zero."""
-    figure, axes = _axes(len(panels), width=5.6, height=4.0)
+def plot_lines(panels: Sequence[Panel], path: Path, columns: int | None = None) -> None:
+    """Panels side by side, or so many in a row; every axis from zero."""
+    figure, axes = _axes(len(panels), width=5.6, height=4.0, columns=columns)
     for axis, panel in zip(axes, panels, strict=True):
         for index, line in enumerate(panel.lines):
             shift = 0 if panel.lines[0].name == HF_NAME else 1
-            color = _COLORS[(index + shift) % len(_COLORS)]
+            color = line.color or _COLORS[(index + shift) % len(_COLORS)]
             axis.plot(line.xs, line.ys, marker="o", markersize=4, color=color, label=line.name)
             if line.lows:
                 axis.fill_between(line.xs, line.lows, line.highs, color=color, alpha=0.2, lw=0)
         axis.set_title(panel.title, fontsize=10, color=_INK)
         axis.set_xlabel(panel.x_label, fontsize=9)
         axis.set_ylabel(panel.y_label, fontsize=9)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(bottom=0, top=_HEADROOM * axis.get_ylim()[1])
+        if panel.limit is not None and panel.limit < axis.get_ylim()[1]:
+            axis.axhline(panel.limit, color=_INK, linewidth=1.0, linestyle="--", label="objective")
         if panel.ticks:
             axis.set_xticks(range(len(panel.ticks)), panel.ticks)
             axis.set_xlim(-0.3, len(panel.ticks) - 0.7)
@@ -143,15 +149,24 @@ def _bars(axis: Any, comparison: Comparison) -> None:
     axis.grid(axis="y", color=_LINES, linewidth=0.6)
 
 
-def _axes(count: int, width: float, height: float) -> tuple[Any, list[Any]]:
+def _axes(
+    count: int, width: float, height: float, columns: int | None = None
+) -> tuple[Any, list[Any]]:
     require_matplotlib()
     pyplot = importlib.import_module("matplotlib.pyplot")
-    figure, axes = pyplot.subplots(1, count, figsize=(width * count, height), squeeze=False)
-    for axis in axes[0]:
+    columns = min(columns or count, count)
+    rows = -(-count // columns)
+    figure, grid = pyplot.subplots(
+        rows, columns, figsize=(width * columns, height * rows), squeeze=False
+    )
+    axes = list(grid.flat)
+    for axis in axes[count:]:
+        axis.remove()
+    for axis in axes[:count]:
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=8)
-    return figure, list(axes[0])
+    return figure, axes[:count]
 
 
 def _save(figure: Any, path: Path, top: float = 1.0) -> None:

@@ -108,7 +108,7 @@ def serve(
 
     with outcome("serve", as_json, output, plot) as out:
         found = measure_serve(plan, lambda now: out.keep(now, report.tables(now)), out.notice)
-        out.draw(lambda path: plot_lines(report.panels(found), path))
+        out.draw(lambda path: plot_lines(report.panels(found), path, columns=2))
     if found.interrupted:
         raise KeyboardInterrupt
     if not any(level.done for level in found.levels):

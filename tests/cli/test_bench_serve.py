@@ -84,12 +84,7 @@ def test_what_makes_no_sense_is_refused_in_a_sentence(arguments: list[str], mess
 
 
 def test_without_aiohttp_it_says_what_to_install() -> None:
-    code = (
-        "import sys; sys.meta_path.insert(0, type('No', (), {'find_spec': "
-        "staticmethod(lambda name, *_: (_ for _ in ()).throw(ImportError(name)) "
-        "if name == 'aiohttp' else None)}));"
-        "from ppinfer.cli import main; main()"
-    )
+    code = "import sys; sys.modules['aiohttp'] = None; from ppinfer.cli import main; main()"
     done = run_python(code, "bench", "serve", "http://127.0.0.1:9", "--rate", "1")
     assert done.status == 1
     assert "pip install 'ppinfer[load]'" in done.err

@@ -22,6 +22,8 @@ class FakeOpenAI:
         unknown: fields that it refuses.
         one_at_a_time: requests wait for each other.
         cut: streams end after this many pieces, without a word.
+        piece: bytes that are sent at a time, and no more.
+        line_end: what ends lines of a stream; with another than LF there are comments, too.
     """
 
     delay: float = 0.0
@@ -32,6 +34,8 @@ class FakeOpenAI:
     unknown: tuple[str, ...] = ()
     one_at_a_time: bool = False
     cut: int | None = None
+    piece: int | None = None
+    line_end: bytes = b"\n"
     asked: list[dict[str, Any]] = field(default_factory=list)
     most_at_once: int = 0
     url: str = ""
@@ -139,11 +143,18 @@ class _Handler(BaseHTTPRequestHandler):
             count = len(prompt.split()) + (5 if is_chat else 0)
             usage = {"prompt_tokens": count, "completion_tokens": body["max_tokens"]}
             self._event({"choices": [], "usage": usage})
-        self._chunk(b"data: [DONE]\n\n")
+        self._line(b"data: [DONE]")
         self.wfile.write(b"0\r\n\r\n")
 
     def _event(self, value: dict[str, Any]) -> None:
-        self._chunk(b"data: " + json.dumps(value).encode() + b"\n\n")
+        self._line(b"data: " + json.dumps(value).encode())
+
+    def _line(self, line: bytes) -> None:
+        end = self.behaviour.line_end
+        data = (b"" if end == b"\n" else b": still here" + end) + line + end + end
+        size = self.behaviour.piece or len(data)
+        for at in range(0, len(data), size):
+            self._chunk(data[at : at + size])
 
     def _chunk(self, data: bytes) -> None:
         self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
@@ -157,4 +168,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data)
+        half = len(data) // 2
+        self.wfile.write(data[:half])
+        if self.behaviour.piece:
+            time.sleep(0.01)  # the rest comes by itself
+        self.wfile.write(data[half:])

@@ -35,12 +35,12 @@ class _Choice(msgspec.Struct):
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
 
 
 class _Chunk(msgspec.Struct):
-    choices: list[_Choice] = []
+    choices: list[_Choice] | None = None
     usage: _Usage | None = None
     error: msgspec.Raw = msgspec.Raw(b"null")
 
@@ -89,14 +89,15 @@ class AnswerReader:
         error = bytes(chunk.error)
         if error != b"null":
             raise AnswerError("error in stream", reason_in(error))
-        if any(choice.has_text for choice in chunk.choices):
+        choices = chunk.choices or ()
+        if any(choice.has_text for choice in choices):
             record.chunks.append(at)
-        for choice in chunk.choices:
+        for choice in choices:
             record.finish_reason = choice.finish_reason or record.finish_reason
         if chunk.usage is not None:
             record.has_usage = True
-            record.input_tokens = chunk.usage.prompt_tokens
-            record.output_tokens = chunk.usage.completion_tokens
+            record.input_tokens = chunk.usage.prompt_tokens or 0
+            record.output_tokens = chunk.usage.completion_tokens or 0
 
 
 def reason_in(body: bytes) -> str:

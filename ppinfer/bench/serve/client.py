@@ -20,6 +20,7 @@ _KEEP_ALIVE = 2.0
 """Seconds an idle connection is kept: less than servers do, lest one closes it as it is used."""
 _SHORT_TIMEOUT = 30.0
 _SPARE_FILES = 64
+_LONGEST_BODY = 4 * 2**20
 
 
 class Client:
@@ -63,7 +64,7 @@ class Client:
                 target.url + target.path, data=body, timeout=self._timeout
             ) as response:
                 if response.status != 200:
-                    text = await response.content.read(64 * 1024)
+                    text = await _whole(response)
                     raise AnswerError(f"HTTP {response.status}", reason_in(text))
                 if response.content_type != "text/event-stream":
                     raise AnswerError("no stream", f"an answer of type {response.content_type}")
@@ -113,7 +114,7 @@ class Client:
             async with self._session.request(
                 method, self._url + path, data=body, timeout=timeout
             ) as response:
-                return response.status, await response.content.read(2**20)
+                return response.status, await _whole(response)
         except TimeoutError as error:
             raise ServerError(f"{self._url} did not answer in {_SHORT_TIMEOUT:g} s.") from error
         except aiohttp.ClientConnectorError as error:
@@ -125,6 +126,16 @@ class Client:
             ) from error
         except (aiohttp.ClientError, OSError) as error:
             raise ServerError(f"{self._url} does not speak HTTP as expected: {error}.") from error
+
+
+async def _whole(response: aiohttp.ClientResponse) -> bytes:
+    """The body, but of a very long one no more than its beginning."""
+    body = bytearray()
+    async for received in response.content.iter_any():
+        body += received
+        if len(body) > _LONGEST_BODY:
+            break
+    return bytes(body)
 
 
 class _Model(msgspec.Struct):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -62,7 +62,9 @@ class Plan:
 
 def require_aiohttp() -> None:
     """Raises ``ConfigError`` where the library that speaks HTTP is not installed."""
-    if importlib.util.find_spec("aiohttp") is None:
+    try:
+        importlib.import_module("aiohttp")
+    except ImportError as error:
         raise ConfigError(
             "A load on a server needs aiohttp, which is not installed: pip install 'ppinfer[load]'."
-        )
+        ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from ppinfer.bench.plots import Line, Panel
 from ppinfer.bench.serve.figures import Level, Percentiles
@@ -15,11 +16,12 @@ _LATE = 0.02
 """Seconds after its arrival by which a request should be on its way."""
 _OFF = 0.05
 """Share by which lengths may miss what was wanted before it is said."""
-_SHARES = ("p50", "p90", "p99")
+_SHADES = {"p50": "#9ecae1", "p90": "#4c78a8", "p99": "#1f3552"}
+_SHARES = tuple(_SHADES)
 
 
 def tables(found: Served) -> list[Table]:
-    """Throughput and latency, a row each level; nothing is wider than 80 columns."""
+    """Throughput and latency, a row each level, for a terminal of 80 columns."""
     has_goal = found.objective is not None
     rates = Table(
         f"{found.url}, {found.model}, {found.endpoint}: {found.requests}",
@@ -31,6 +33,10 @@ def tables(found: Served) -> list[Table]:
         "Latency from intended arrival: p50 / p90 / p99",
         ["load", "first token, ms", "between tokens, ms", "whole answer, s"],
     )
+    more = Table(
+        "By request: p50 / p90 / p99",
+        ["load", "time per output token, ms", "late in being sent, ms"],
+    )
     for level in found.levels:
         good = [] if level.goodput is None else [level.goodput]
         figures = [level.requests_per_second, level.input_per_second, level.output_per_second]
@@ -40,16 +46,17 @@ def tables(found: Served) -> list[Table]:
         waits.rows.append(
             [level.name, _three(level.ttft, 1e3), _three(level.itl, 1e3), _three(level.e2e, 1.0)]
         )
+        more.rows.append([level.name, _three(level.tpot, 1e3), _three(level.queue, 1e3)])
     if has_goal:
         rates.notes.append(f"good/s: requests/s that met the objective ({found.objective}).")
     rates.notes.append("client: processor time of this program, as a share of one core.")
     rates.notes += found.notes
     rates.notes += [note for level in found.levels for note in _notes(level)]
-    return [rates, waits]
+    return [rates, waits, more]
 
 
 def panels(found: Served) -> list[Panel]:
-    """Throughput and latency by level, and goodput where there is an objective."""
+    """Throughput and latency by level: four panels, one of goodput where there is an objective."""
     rates = [("output", lambda level: level.output_per_second)]
     made = [_panel(found, "output tokens/s", "tokens/s", rates)]
     if found.objective is not None:
@@ -64,13 +71,21 @@ def panels(found: Served) -> list[Panel]:
                 ],
             )
         )
-    for title, of in (
-        ("time to first token", lambda level: level.ttft),
-        ("time between tokens", lambda level: level.itl),
-    ):
-        lines = [(share, _share(of, share)) for share in _SHARES]
-        made.append(_panel(found, title, "ms", lines))
+    else:
+        made.append(_waits(found, "whole answer", "e2e", lambda level: level.e2e))
+    made.append(_waits(found, "time to first token", "ttft", lambda level: level.ttft))
+    made.append(_waits(found, "time between tokens", "itl", lambda level: level.itl))
     return made
+
+
+def _waits(
+    found: Served, title: str, measure: str, of: Callable[[Level], Percentiles | None]
+) -> Panel:
+    """Percentiles of a time, and its limit if it has one."""
+    panel = _panel(found, title, "ms", [(share, _share(of, share)) for share in _SHARES])
+    lines = [replace(line, color=_SHADES[line.name]) for line in panel.lines]
+    limit = found.limits.get(measure)
+    return replace(panel, lines=lines, limit=None if limit is None else limit * 1e3)
 
 
 def _share(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ppinfer.bench.serve.arrivals import Load, arrivals
@@ -21,7 +21,10 @@ from ppinfer.bench.throughput import Notice
 
 @dataclass
 class Served:
-    """What has been found so far; ``interrupted`` if it was ended by Ctrl-C."""
+    """What has been found so far; ``interrupted`` if it was ended by Ctrl-C.
+
+    ``limits`` are the objective's, in seconds by measure.
+    """
 
     url: str
     model: str
@@ -31,6 +34,7 @@ class Served:
     notes: list[str]
     levels: list[Level] = field(default_factory=list)
     interrupted: bool = False
+    limits: Mapping[str, float] = field(default_factory=dict)
 
 
 def measure_serve(plan: Plan, keep: Callable[[Served], None], notice: Notice) -> Served:
@@ -51,6 +55,8 @@ async def _measure(plan: Plan, keep: Callable[[Served], None], notice: Notice) -
         target, gauge, notes = await meet(client, plan.target)
         objective = None if plan.objective is None else str(plan.objective)
         found = Served(target.url, target.model, target.endpoint, plan.in_words(), objective, notes)
+        if plan.objective is not None:
+            found.limits = plan.objective.limits
         numbers = itertools.count()
         workload = plan.workload(gauge)
         for load in plan.loads:

@@ -91,6 +91,8 @@ def test_only_text_counts_as_an_answer() -> None:
     )
     assert read(calls, "[DONE]").chunks == [1.0]
     assert read('{"choices": [{"text": "a"}], "usage": null}', "[DONE]").output_tokens == 1
+    nulls = '{"choices": null, "usage": {"prompt_tokens": null, "completion_tokens": 2}}'
+    assert read(nulls, "[DONE]").output_tokens == 2
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,10 @@ def test_panels_name_every_level() -> None:
     assert [list(panel.ticks) for panel in panels] == [["1", "inf"]] * 4
     assert [line.name for line in panels[2].lines] == ["p50", "p90", "p99"]
     assert panels[2].lines[0].ys == [1000.0, 1000.0]
+    assert panels[2].limit is None
+    limited = served(level(Load(rate=1.0)))
+    limited.limits = {"ttft": 0.5}
+    assert [panel.limit for panel in report.panels(limited)] == [None, None, 500.0, None]
     flight = report.panels(Served("u", "m", "chat", "r", None, [], [level(Load(concurrency=1))]))
-    assert len(flight) == 3
+    assert [panel.title for panel in flight][1] == "m: whole answer"
     assert flight[0].x_label == "requests in flight"

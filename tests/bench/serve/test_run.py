@@ -44,6 +44,16 @@ def test_every_answer_is_counted(endpoint: str, tokenize: bool) -> None:
     assert ("messages" in fake.load[0]) == (endpoint == "chat")
 
 
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
+def test_bytes_may_come_cut_anywhere(line_end: bytes) -> None:
+    with serving(FakeOpenAI(piece=3, line_end=line_end, fail={5: 503})) as fake:
+        found = run(plan(fake))
+    (level,) = found.levels
+    assert (level.done, level.why) == (5, {"HTTP 503": "not now"})
+    assert level.output_tokens == level.wanted_output == level.chunks
+    assert level.input_tokens == level.wanted_input
+
+
 def test_levels_have_the_same_lengths_and_other_words() -> None:
     with serving(FakeOpenAI()) as fake:
         run(plan(fake, loads=parse_loads(None, "1,2"), shared_prefix=10))
