@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from ppinfer.request import RequestDelta
@@ -28,7 +28,7 @@ class Info(Protocol):
 class TokenStream(Protocol):
     """An async iterator over one sequence's deltas; ``aclose`` aborts what is unfinished."""
 
-    def __aiter__(self) -> TokenStream: ...
+    def __aiter__(self) -> AsyncIterator[RequestDelta]: ...
 
     async def __anext__(self) -> RequestDelta: ...
 
