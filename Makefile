@@ -15,9 +15,10 @@ demo: $(VENV)/.installed
 		"Explain in two sentences why the sky is blue." \
 		"Give me three tips for sleeping well."
 
-# Threads that spin long while they wait make tests crawl on cores that something else needs too.
+# Two processes, since many tests wait for one thread of a process that starts. Threads that spin long
+# while they wait make tests crawl on cores that something else needs too.
 test: $(VENV)/.installed
-	@GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest $(ARGS)
+	@GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest -n 2 $(ARGS)
 
 lint: $(VENV)/.installed
 	@$(BIN)/ruff check .

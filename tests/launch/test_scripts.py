@@ -181,7 +181,7 @@ def test_a_stage_that_hangs_is_named_and_killed(folder: Path, call: str, words: 
     done = run_python(
         "import os, signal, sys\n"
         "from ppinfer import PPInferEngine, PPInferError, SamplingParams\n"
-        "engine = PPInferEngine(sys.argv[1], pp_size=2, timeout=2)\n"
+        "engine = PPInferEngine(sys.argv[1], pp_size=2, timeout=6)\n"
         "os.kill(engine.stage_pids[0], signal.SIGSTOP)\n"
         "try:\n"
         f"    {call}\n"

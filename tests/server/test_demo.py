@@ -48,6 +48,8 @@ def served() -> Iterator[Served]:
     finally:
         process.kill()
         process.wait()
+        if process.stderr is not None:
+            process.stderr.close()
 
 
 @pytest.fixture(scope="module")
