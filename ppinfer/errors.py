@@ -69,3 +69,13 @@ class TraceError(PPInferError):
 
 class EngineClosedError(PPInferError):
     """The engine was used after ``close()``."""
+
+
+def from_name(kind: str, message: str, stage: int | None) -> PPInferError:
+    """An error that another process raised; one of no known name is a ``StageError``."""
+    found = globals().get(kind, StageError)
+    if issubclass(found, StageError):
+        return StageError(message, stage=stage)
+    assert issubclass(found, PPInferError)
+    error: PPInferError = found(message)
+    return error

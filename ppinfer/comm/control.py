@@ -13,6 +13,7 @@ import struct
 import threading
 
 MAX_FRAME = 1 << 28
+LENGTH_BYTES = 4
 _LENGTH = struct.Struct("<I")
 _CHUNK = 1 << 16
 
@@ -23,6 +24,18 @@ class ChannelClosedError(ConnectionError):
 
 class ChannelFullError(ChannelClosedError):
     """The other side took nothing for as long as a send may wait; the channel is of no more use."""
+
+
+def framed(data: bytes) -> bytes:
+    return _LENGTH.pack(len(data)) + data
+
+
+def frame_length(head: bytes | bytearray) -> int:
+    """Of the frame that ``head`` begins; raises ``ChannelClosedError`` where it is none."""
+    (length,) = _LENGTH.unpack_from(head)
+    if length > MAX_FRAME:
+        raise ChannelClosedError(f"a frame of {length} bytes is over the limit")
+    return int(length)
 
 
 class Channel:
@@ -50,7 +63,7 @@ class Channel:
             raise ValueError(f"a control frame of {len(data)} bytes is over the limit")
         try:
             with self._send_lock:
-                self._socket.sendall(_LENGTH.pack(len(data)) + data)
+                self._socket.sendall(framed(data))
         except BlockingIOError as error:
             raise ChannelFullError("nothing was taken in time") from error
         except OSError as error:
@@ -59,7 +72,7 @@ class Channel:
     def send_last(self, data: bytes) -> None:
         """Say a last word if that can be done at once; whether it arrives does not matter."""
         with contextlib.suppress(OSError):
-            self._socket.send(_LENGTH.pack(len(data)) + data, socket.MSG_DONTWAIT)
+            self._socket.send(framed(data), socket.MSG_DONTWAIT)
 
     def receive(self) -> bytes:
         """Block until a frame is here. Raises ``ChannelClosedError`` at the end."""
@@ -88,15 +101,12 @@ class Channel:
         self._buffer += data
 
     def _take(self) -> bytes | None:
-        if len(self._buffer) < _LENGTH.size:
+        if len(self._buffer) < LENGTH_BYTES:
             return None
-        (length,) = _LENGTH.unpack_from(self._buffer)
-        if length > MAX_FRAME:
-            raise ChannelClosedError(f"a frame of {length} bytes is over the limit")
-        end = _LENGTH.size + length
+        end = LENGTH_BYTES + frame_length(self._buffer)
         if len(self._buffer) < end:
             return None
-        frame = bytes(self._buffer[_LENGTH.size : end])
+        frame = bytes(self._buffer[LENGTH_BYTES:end])
         del self._buffer[:end]
         return frame
 

@@ -47,6 +47,10 @@ Progress: TypeAlias = Callable[[str, float, float], None]
 """Called with what is going on, how much of it is done, and how much there is."""
 
 
+def no_progress(event: str, done: float, total: float) -> None:
+    pass
+
+
 @dataclass(slots=True)
 class Pipeline:
     """What stands once every stage is ready.

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ppinfer.config import EngineConfig
-from ppinfer.engine.build import Pipeline, Progress, build_pipeline
+from ppinfer.engine.build import Pipeline, Progress, build_pipeline, no_progress
 from ppinfer.engine.detokenizer import Detokenizer
 from ppinfer.engine.driver import Driver
 from ppinfer.engine.live import Item, LiveRequest, Sink
@@ -100,7 +100,7 @@ class PPInferEngine:
                 return
             if rank is not None:
                 launcher = torchrun.TorchrunLauncher(rank, self.config)
-            self._start(Supervisor(launcher), source, progress or _no_progress)
+            self._start(Supervisor(launcher), source, progress or no_progress)
         finally:
             source.close()
 
@@ -190,7 +190,7 @@ class PPInferEngine:
             self._follower.join()
             return []
         requests, texts, sink = self._make_requests(prompts, params)
-        report = progress or _no_progress
+        report = progress or no_progress
         report("generate", 0, len(requests))
         parts: list[list[RequestDelta]] = [[] for _ in requests]
         finished = 0
@@ -320,7 +320,3 @@ class PPInferEngine:
 
     def _submit(self, requests: list[LiveRequest], sink: queue.SimpleQueue[list[Item]]) -> Stream:
         return Stream(self._driver, sink, requests, owner=self) if requests else Stream.empty()
-
-
-def _no_progress(event: str, done: float, total: float) -> None:
-    pass

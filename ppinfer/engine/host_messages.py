@@ -79,11 +79,7 @@ class Failure(msgspec.Struct, tag=True):
         return cls(seq_id, type(error).__name__, str(error), stage)
 
     def exception(self) -> PPInferError:
-        kind = getattr(errors, self.kind, StageError)
-        if issubclass(kind, StageError):
-            return StageError(self.message, stage=self.stage)
-        assert issubclass(kind, PPInferError)
-        return kind(self.message)
+        return errors.from_name(self.kind, self.message, self.stage)
 
 
 class Deltas(msgspec.Struct, tag=True):

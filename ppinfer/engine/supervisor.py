@@ -262,8 +262,4 @@ class Supervisor:
 
 
 def _as_exception(failure: StageFailure) -> PPInferError:
-    kind = getattr(errors, failure.kind, StageError)
-    if issubclass(kind, StageError):
-        return StageError(failure.message, stage=failure.blamed)
-    assert issubclass(kind, PPInferError)
-    return kind(failure.message)
+    return errors.from_name(failure.kind, failure.message, failure.blamed)
