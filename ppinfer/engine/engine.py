@@ -134,7 +134,12 @@ class PPInferEngine:
         self._driver = Driver(
             supervisor,
             manager,
-            GenerateSchedule(manager, pipeline.tuning.max_prefill_tokens, pipeline.tuning),
+            GenerateSchedule(
+                manager,
+                pipeline.tuning.max_prefill_tokens,
+                pipeline.tuning,
+                pipeline.tuning.steps,
+            ),
             pipeline.layouts,
             timeout=self.config.timeout,
         )
