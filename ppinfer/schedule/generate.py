@@ -166,15 +166,16 @@ class GenerateSchedule:
         """Time for the prompts of a step."""
         if self._steps is None:
             return 0.0
-        decoding = context = 0
+        decoding = context = streams = 0
         for seq in self._manager.running():
             if seq.num_planned >= seq.num_known:
                 decoding += 1
                 context += seq.num_planned
+                streams += seq.request.streamed
         return seconds_for_prompts(
             self._steps,
             self._max_prefill_tokens,
             decoding / in_use,
             context / in_use,
-            (total - decoding) / max(decoding, 1),
+            (total - decoding) / streams if streams else None,
         )

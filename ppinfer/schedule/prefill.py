@@ -1,9 +1,10 @@
 """How much of which prompts a step computes.
 
-A step's prompts share tokens and time. The time is what makes the step as long as a full chunk
-without context, and less where sequences decode beside it: then each of them waits for the prompts
-that go first, so the time is the more, the more prompts wait for each sequence that decodes. A few
-prompts hardly slow down many streams; where many wait and few decode, nothing is held back.
+A step's prompts share tokens and time. The time is what a full chunk without context takes, so that
+steps are equally long however much context there is; and less where somebody reads the tokens of
+sequences that decode beside it. Each of these streams waits for the prompts that go first, so the
+time is the more, the more prompts wait for each stream: a few prompts hardly slow down many
+streams, and where many wait for few, nothing is held back.
 
 Who gets it: the oldest prompt up to half, so that no stream of short ones starves it; then the
 shortest, so that a long one does not hold them up; and what is left over, the oldest again.
@@ -19,12 +20,14 @@ from ppinfer.schedule.step_model import StepModel
 LEAST_TOKENS = 16
 """A step's prompts get that many whatever time it takes, so that they always go on."""
 
+_STRETCH = 1.4
+"""Time for prompts beside streams, as a part of a decode step's: what a single long prompt gets."""
 _PATIENCE = 2.0
-"""Time for prompts, where as many wait as decode, in addition to once the time of a decode step."""
+"""In addition, for each prompt that waits for a stream."""
 
 
 def seconds_for_prompts(
-    model: StepModel, chunk: int, decoding: float, context: float, per_decoding: float
+    model: StepModel, chunk: int, decoding: float, context: float, per_stream: float | None
 ) -> float:
     """Time that a step has for prompts.
 
@@ -32,13 +35,13 @@ def seconds_for_prompts(
         chunk: most tokens of prompts in a step.
         decoding: sequences that decode in it.
         context: their tokens together.
-        per_decoding: prompts that wait or are under way, for each sequence that decodes.
+        per_stream: prompts that wait or are under way, for each stream; ``None`` without streams.
     """
     most = model.prefill_seconds(0, 0, chunk)
-    if not decoding:
+    if per_stream is None:
         return most
     beside = model.decode_seconds(decoding, context)
-    return min(most, beside * (1 + _PATIENCE * per_decoding))
+    return min(most, beside * (_STRETCH + _PATIENCE * per_stream))
 
 
 @dataclass
