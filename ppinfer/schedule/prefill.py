@@ -20,7 +20,7 @@ from ppinfer.schedule.step_model import StepModel
 LEAST_TOKENS = 16
 """A step's prompts get that many whatever time it takes, so that they always go on."""
 
-_STRETCH = 1.4
+_STRETCH = 1.8
 """Time for prompts beside streams, as a part of a decode step's: what a single long prompt gets."""
 _PATIENCE = 2.0
 """In addition, for each prompt that waits for a stream."""

@@ -78,7 +78,7 @@ def test_few_prompts_hardly_slow_down_many_streams_and_the_reverse():
     alone = seconds_for_prompts(MODEL, 512, 0, 0, None)
     many_streams = seconds_for_prompts(MODEL, 512, 16, 0, 1 / 16)
     many_prompts = seconds_for_prompts(MODEL, 512, 1, 0, 30)
-    assert many_streams == pytest.approx(0.010 * (1.4 + 2 / 16))
+    assert many_streams == pytest.approx(0.010 * (1.8 + 2 / 16))
     assert many_prompts == alone > 3 * many_streams
 
 
@@ -107,7 +107,7 @@ def test_a_long_prompt_beside_streams_makes_steps_of_less_than_three_times_the_t
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     for start, count in zip(starts[:-1], sizes[:-1], strict=True):
         took = MODEL.prefill_seconds(16, start, count)
-        assert took < 1.6 * 0.012 or count == LEAST_TOKENS
+        assert took < 2.0 * 0.012 or count == LEAST_TOKENS
 
 
 @pytest.mark.parametrize("steps", [None, MODEL])
