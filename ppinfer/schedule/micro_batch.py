@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import accumulate, islice, takewhile
 
 import msgspec
@@ -64,6 +64,8 @@ class MicroBatchManager:
         slots: the micro-batches, by index.
         max_sequences: most sequences that all slots hold together.
         pool: the KV blocks; ``pool.num_used`` are in use.
+        prefix_caching: whether prompts that begin alike share blocks.
+        num_preemptions: how often a running sequence had to give its blocks back.
     """
 
     def __init__(
@@ -78,7 +80,8 @@ class MicroBatchManager:
         self.slots = tuple(MicroBatch(index) for index in range(num_micro_batches))
         self.max_sequences = max_sequences
         self.pool = pool
-        self._prefix_caching = prefix_caching
+        self.prefix_caching = prefix_caching
+        self.num_preemptions = 0
         self._sequences: dict[int, Sequence] = {}  # waiting and running
         self._waiting: list[Sequence] = []  # by priority, those of the same in the order they came
         self._in_flight: deque[StepPlan] = deque()  # oldest first
@@ -89,6 +92,11 @@ class MicroBatchManager:
     @property
     def has_unfinished(self) -> bool:
         return bool(self._sequences)
+
+    @property
+    def sequences(self) -> Collection[Sequence]:
+        """Those that wait and those that run, in the order they came."""
+        return self._sequences.values()
 
     @property
     def num_waiting(self) -> int:
@@ -249,7 +257,7 @@ class MicroBatchManager:
                 continue
             count = len(step.tokens)
             seq.num_computed = computed = seq.num_computed + count
-            if self._prefix_caching and computed % block_size < count:  # a block is full now
+            if self.prefix_caching and computed % block_size < count:  # a block is full now
                 self._register(seq, (computed - count) // block_size, computed // block_size)
             if sampled is not None:
                 reason = seq.take(sampled.token)
@@ -267,7 +275,7 @@ class MicroBatchManager:
         A block of it that is free will be free no longer, so only blocks in use save room.
         """
         prefix: list[int] = []
-        if self._prefix_caching:
+        if self.prefix_caching:
             num_blocks = (seq.prompt_len - 1) // self.pool.block_size
             prefix = self.pool.lookup(seq.hashes(0, num_blocks, self.pool.block_size))
         needed = seq.max_blocks - len(prefix) + self.pool.num_free_among(prefix)
