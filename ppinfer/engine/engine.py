@@ -269,7 +269,7 @@ class PPInferEngine:
     def state(self, patience: float = STATE_SECONDS) -> EngineState:
         """What is at work now, and counters and latencies since the engine stands.
 
-        It disturbs nothing: stages are asked for their clocks between two steps. One that does not
+        It disturbs nothing: stages tell their clocks between two steps. One that does not
         answer within ``patience`` seconds is told as it was known last, with a growing
         ``heartbeat_age``.
 

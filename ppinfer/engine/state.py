@@ -72,7 +72,7 @@ class StageState(msgspec.Struct, frozen=True):
     one of these activities, so they sum to the time since.
 
     ``wait_plan`` includes the time in which there is no request. ``heartbeat_age`` is how many
-    seconds ago it last said anything; a stage at work answers between two steps.
+    seconds ago it last said anything; a stage at work answers behind the steps that it knows of.
     """
 
     stage: int
@@ -96,6 +96,11 @@ class StageState(msgspec.Struct, frozen=True):
     def busy(self) -> float:
         """Seconds that were no wait."""
         return self.compute + self.sample + self.prepare
+
+    @property
+    def waits(self) -> dict[str, float]:
+        """Seconds by what it waited for."""
+        return {"plan": self.wait_plan, "input": self.wait_input, "send": self.send}
 
 
 class SequenceState(msgspec.Struct, frozen=True, gc=False):
