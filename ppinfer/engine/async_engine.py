@@ -19,6 +19,7 @@ from ppinfer.engine.host_process import HostProcess
 from ppinfer.engine.prompts import Limits, RequestFactory
 from ppinfer.engine.report import EngineReport
 from ppinfer.engine.source import ModelSource
+from ppinfer.engine.state import EngineState, LiveState
 from ppinfer.engine.tokenizer import Tokenizer
 from ppinfer.errors import PPInferError, StageError
 from ppinfer.request import Prompt, Request, RequestDelta
@@ -156,6 +157,28 @@ class AsyncPPInferEngine:
         """
         return await self._host.ask()
 
+    async def state(self) -> EngineState:
+        """What is at work now, and counters and latencies since the engine stands; see
+        ``PPInferEngine.state``. It comes within a second, whatever stages do.
+
+        Raises:
+            PPInferError: what ended the engine.
+        """
+        return (await self._host.ask_state(watch=False)).state
+
+    async def live(self) -> LiveState:
+        """The state, and every span since the last call; the first one makes stages record. Where
+        no call comes for 5 seconds, or at ``look_away``, they record no longer.
+
+        Raises:
+            PPInferError: what ended the engine.
+        """
+        return await self._host.ask_state(watch=True)
+
+    def look_away(self) -> None:
+        """Nobody watches any more; takes no time."""
+        self._host.look_away()
+
     async def check(self, timeout: float) -> None:
         """Make sure that every stage answers.
 
@@ -181,12 +204,12 @@ class AsyncPPInferEngine:
 
 class AsyncStream(AsyncIterator[RequestDelta]):
     """Deltas of one request. ``aclose`` aborts what is unfinished; so does being dropped, or an
-    ``async with`` that is left."""
+    ``async with`` that is left. ``seq_id`` is what the engine's state calls it."""
 
     def __init__(self, host: HostProcess, request: Request) -> None:
         self.prompt_token_ids = list(request.prompt_token_ids)
         self._host = host
-        self._seq_id = request.seq_id
+        self.seq_id = request.seq_id
         self._arrived: asyncio.Queue[RequestDelta | PPInferError] = asyncio.Queue()
         self._is_finished = False
         host.submit(request, self._arrived)
@@ -210,7 +233,7 @@ class AsyncStream(AsyncIterator[RequestDelta]):
         """Abort what is unfinished; takes no time."""
         if not self._is_finished:
             self._is_finished = True
-            self._host.abort(self._seq_id)
+            self._host.abort(self.seq_id)
 
     async def aclose(self) -> None:
         self.cancel()

@@ -14,13 +14,16 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import TypeVar
 
 from ppinfer.engine.live import Item, LiveRequest, Sink
+from ppinfer.engine.observer import Observer
 from ppinfer.engine.report import EngineReport, StageLayout
+from ppinfer.engine.state import EngineState, LiveState
 from ppinfer.engine.supervisor import Supervisor
+from ppinfer.engine.tally import Tally
 from ppinfer.engine.tracing import Tracer
 from ppinfer.engine.window import Meter
 from ppinfer.errors import EngineClosedError, PPInferError, StageError
@@ -70,6 +73,10 @@ class Driver:
         self._meter = Meter(
             layouts, lambda: supervisor.broadcast(StatsRequest()), self._clock.seconds
         )
+        self._tally = Tally(manager.prefix_caching)
+        self._observer = Observer(
+            layouts, manager, supervisor, self._meter, self._tracer, self._tally, self._live
+        )
         self._failure: PPInferError | None = None
         self._stopping = False
         self._pid = os.getpid()
@@ -109,6 +116,35 @@ class Driver:
         """
         future: Future[Trace | None] = Future()
         self._leave(lambda: self._tracer.switch(on, future))
+        return self._wait(future)
+
+    def state(self, patience: float) -> EngineState:
+        """What is known now. Stages have ``patience`` seconds to say how they are; of one that does
+        not, the latest that it said is told.
+
+        Raises:
+            PPInferError: what ended the engine.
+        """
+        self._try(self._meter.refresh, patience)
+        return self._call(self._observer.state)
+
+    def live(self, patience: float) -> LiveState:
+        """The state, and what stages did since the last call; the first one begins to record it."""
+        self._try(self._observer.look, patience)
+        return self._call(self._observer.live)
+
+    def look_away(self) -> None:
+        """Record for ``live`` no longer."""
+        self._leave(self._tracer.look_away)
+
+    def _try(self, ask: Callable[[Future[None]], None], patience: float) -> None:
+        future: Future[None] = Future()
+        self._leave(lambda: ask(future))
+        wait([future], patience)
+
+    def _call(self, work: Callable[[], _ResultT]) -> _ResultT:
+        future: Future[_ResultT] = Future()
+        self._leave(lambda: future.set_result(work()))
         return self._wait(future)
 
     def _wait(self, future: Future[_ResultT]) -> _ResultT:
@@ -195,14 +231,11 @@ class Driver:
     def _fill(self) -> None:
         """Plan as many steps as can run now: filling the pipeline comes before waiting for it."""
         self._clock.enter(DriverActivity.PLAN)
-        memory = self._manager.memory
-        cached = memory.cached_tokens
         while (plan := self._schedule.next_plan()) is not None:
             self._tracer.planned(plan)
             self._supervisor.broadcast(plan)
             if plan.new:
-                self._meter.begin().cached_tokens += memory.cached_tokens - cached
-                cached = memory.cached_tokens
+                self._meter.begin().cached_tokens += self._tally.planned(plan, self._live)
             self._outstanding.append(_Outstanding(plan.step_id, time.monotonic()))
             self._clock.enter(DriverActivity.PLAN)
 
@@ -222,6 +255,7 @@ class Driver:
             return
         self._clock.enter(DriverActivity.DELIVER)
         updates, self._undelivered = self._undelivered, []
+        now = time.perf_counter()
         items: defaultdict[Sink, list[Item]] = defaultdict(list)
         for update in updates:
             sampled, reason = update.sampled, update.finish_reason
@@ -231,13 +265,15 @@ class Driver:
             try:
                 delta = live.advance(sampled, reason)
             except Exception as error:  # it is this request's alone
-                self._drop([sampled.seq_id])
+                self._drop([sampled.seq_id], "error")
                 items[live.sink].append(_no_text(error))
                 continue
+            self._tally.token(live, now)
             if delta.finish_reason is not None:
                 if reason is None:
                     self._manager.finish(sampled.seq_id, delta.finish_reason)
                 del self._live[sampled.seq_id]
+                self._tally.end(live, delta.finish_reason)
             items[live.sink].append(delta)
         for sink, batch in items.items():
             sink.put(batch)
@@ -274,14 +310,16 @@ class Driver:
                 self._manager.add(live.request)
             except PPInferError as error:
                 live.sink.put([error])
+                self._tally.end(live, "error")
                 continue
             self._live[live.request.seq_id] = live
             self._meter.begin().prompt_tokens += len(live.request.prompt_token_ids)
 
-    def _drop(self, seq_ids: list[int]) -> None:
+    def _drop(self, seq_ids: list[int], how: str = "abort") -> None:
         for seq_id in seq_ids:
-            if self._live.pop(seq_id, None) is not None:
+            if (live := self._live.pop(seq_id, None)) is not None:
                 self._manager.finish(seq_id, "abort")
+                self._tally.end(live, how)
 
     def _stop(self) -> None:
         self._stopping = True

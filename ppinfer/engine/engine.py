@@ -17,6 +17,7 @@ from ppinfer.engine.live import Item, LiveRequest, Sink
 from ppinfer.engine.prompts import Limits, RequestFactory, as_list, pair_params, rows_of_batches
 from ppinfer.engine.report import EngineReport
 from ppinfer.engine.source import ModelSource
+from ppinfer.engine.state import EngineState, LiveState
 from ppinfer.engine.stream import Stream
 from ppinfer.engine.supervisor import Launcher, Supervisor
 from ppinfer.engine.tracing import Tracing
@@ -33,6 +34,9 @@ from ppinfer.trace.model import counted
 
 if TYPE_CHECKING:
     from ppinfer.engine.tokenizer import Tokenizer
+
+STATE_SECONDS = 0.5
+"""How long stages are given to say how they are; a step may take longer."""
 
 
 class PPInferEngine:
@@ -248,6 +252,17 @@ class PPInferEngine:
         """Wait for the engine's end, in another thread; ``EngineClosedError`` if it was closed."""
         return self._driver.wait()
 
+    def live(self, patience: float = STATE_SECONDS) -> LiveState:
+        """The state, and every span since the last call, for who watches; call it often.
+
+        The first call makes the stages record, ``look_away`` ends that. A trace may be made beside.
+        """
+        self._driver.check()
+        return self._driver.live(patience)
+
+    def look_away(self) -> None:
+        self._driver.look_away()
+
     def report(self) -> EngineReport:
         """Figures of the run under way, or else of the last one."""
         if self._follower is not None:
@@ -255,6 +270,22 @@ class PPInferEngine:
             return EngineReport()
         self._driver.check()
         return self._driver.report()
+
+    def state(self, patience: float = STATE_SECONDS) -> EngineState:
+        """What is at work now, and counters and latencies since the engine stands.
+
+        It disturbs nothing: stages tell their clocks between two steps. One that does not
+        answer within ``patience`` seconds is told as it was known last, with a growing
+        ``heartbeat_age``.
+
+        Raises:
+            PPInferError: what ended the engine.
+        """
+        if self._follower is not None:
+            self._follower.join()
+            return EngineState()
+        self._driver.check()
+        return self._driver.state(patience)
 
     def trace(
         self, path: str | Path | None = None, warn: Callable[[str], None] | None = None

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from dataclasses import dataclass
 
 from ppinfer.comm.control import Channel, ChannelClosedError
@@ -21,20 +22,27 @@ from ppinfer.engine.host_messages import (
     Abort,
     Answer,
     Ask,
+    AskState,
     Deltas,
     Failure,
     FromHost,
+    LookAway,
     Progress,
     Start,
     Started,
+    StateAnswer,
     Stop,
     Submit,
     decode_to_host,
     encode,
 )
 from ppinfer.engine.live import Item
+from ppinfer.engine.state import LiveState
 from ppinfer.errors import EngineClosedError, PPInferError
 from ppinfer.request import Request
+
+_FORGET_SECONDS = 5.0
+"""An owner that watched and has not asked for so long watches no more."""
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +64,7 @@ class Host:
         self._channel = channel
         self._outbox: queue.SimpleQueue[tuple[int, Item] | FromHost | None] = queue.SimpleQueue()
         self._asked: queue.SimpleQueue[Ask | None] = queue.SimpleQueue()
+        self._looks: queue.SimpleQueue[AskState | LookAway] = queue.SimpleQueue()
 
     def run(self) -> None:
         start = decode_to_host(self._channel.receive())
@@ -79,8 +88,8 @@ class Host:
                         engine.stage_pids,
                     )
                 )
-                threading.Thread(target=self._report, args=(engine,), daemon=True).start()
-                threading.Thread(target=self._watch, args=(engine,), daemon=True).start()
+                for work in (self._report, self._show, self._watch):
+                    threading.Thread(target=work, args=(engine,), daemon=True).start()
                 self._serve(engine)
         self._outbox.put(None)
         writer.join()
@@ -110,6 +119,8 @@ class Host:
                 engine.detach(message.seq_ids)
             elif isinstance(message, Ask):
                 self._asked.put(message)
+            elif isinstance(message, AskState | LookAway):
+                self._looks.put(message)
             elif isinstance(message, Stop):
                 return
             else:
@@ -128,6 +139,28 @@ class Host:
             except PPInferError as error:
                 self._outbox.put(Failure.of(error))
                 return
+
+    def _show(self, engine: PPInferEngine) -> None:
+        """Answer for the state, which waits for no stage for long."""
+        watched = False
+        while True:
+            try:
+                ask = self._looks.get(timeout=_FORGET_SECONDS if watched else None)
+            except queue.Empty:
+                ask = LookAway()
+            try:
+                if isinstance(ask, LookAway):
+                    watched = False
+                    engine.look_away()
+                    continue
+                if ask.watch:
+                    watched = True
+                    live = engine.live()
+                else:
+                    live = LiveState(time.perf_counter_ns(), engine.state(), [], {})
+            except PPInferError:
+                return  # of which ``_watch`` tells
+            self._outbox.put(StateAnswer(ask.number, live))
 
     def _watch(self, engine: PPInferEngine) -> None:
         """Tell the owner what ended the engine, if it did not ask for that."""

@@ -9,6 +9,7 @@ import msgspec
 from ppinfer import errors
 from ppinfer.engine.prompts import Limits
 from ppinfer.engine.report import EngineReport
+from ppinfer.engine.state import LiveState
 from ppinfer.errors import PPInferError, StageError
 from ppinfer.request import RequestDelta
 from ppinfer.sampling import SamplingParams
@@ -42,6 +43,18 @@ class Ask(msgspec.Struct, tag=True):
     """For an ``Answer`` with the figures of the run; every stage is asked."""
 
     number: int
+
+
+class AskState(msgspec.Struct, tag=True):
+    """For a ``StateAnswer``, soon, whatever stages do. ``watch`` asks for what they did since the
+    last such question too; who watches asks often."""
+
+    number: int
+    watch: bool
+
+
+class LookAway(msgspec.Struct, tag=True):
+    """Nobody watches any more."""
 
 
 class Stop(msgspec.Struct, tag=True):
@@ -95,8 +108,15 @@ class Answer(msgspec.Struct, tag=True):
     report: EngineReport
 
 
-ToHost: TypeAlias = Start | Submit | Abort | Ask | Stop
-FromHost: TypeAlias = Progress | Started | Deltas | Failure | Answer
+class StateAnswer(msgspec.Struct, tag=True):
+    """Without spans where they were not asked for."""
+
+    number: int
+    live: LiveState
+
+
+ToHost: TypeAlias = Start | Submit | Abort | Ask | AskState | LookAway | Stop
+FromHost: TypeAlias = Progress | Started | Deltas | Failure | Answer | StateAnswer
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_host = msgspec.msgpack.Decoder(ToHost).decode

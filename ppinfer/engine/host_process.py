@@ -7,6 +7,7 @@ import contextlib
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from ppinfer.comm.control import LENGTH_BYTES, ChannelClosedError, frame_length, framed
@@ -15,10 +16,13 @@ from ppinfer.engine.host_messages import (
     Abort,
     Answer,
     Ask,
+    AskState,
     Deltas,
     Failure,
+    LookAway,
     Progress,
     Started,
+    StateAnswer,
     Stop,
     Submit,
     ToHost,
@@ -26,6 +30,7 @@ from ppinfer.engine.host_messages import (
     encode,
 )
 from ppinfer.engine.report import EngineReport
+from ppinfer.engine.state import LiveState
 from ppinfer.errors import EngineClosedError, PPInferError, StageError
 from ppinfer.request import Request, RequestDelta
 
@@ -49,7 +54,7 @@ class HostProcess:
         self.failure: PPInferError | None = None
         self._process, self._reader, self._writer = process, reader, writer
         self._streams: dict[int, asyncio.Queue[RequestDelta | PPInferError]] = {}
-        self._asked: dict[int, asyncio.Future[EngineReport]] = {}
+        self._asked: dict[int, asyncio.Future[Any]] = {}
         self._num_asked = 0
         self._task: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -120,12 +125,23 @@ class HostProcess:
             self.send(Abort([seq_id]))
 
     async def ask(self) -> EngineReport:
+        found: EngineReport = await self._question(Ask)
+        return found
+
+    async def ask_state(self, watch: bool) -> LiveState:
+        found: LiveState = await self._question(lambda number: AskState(number, watch))
+        return found
+
+    def look_away(self) -> None:
+        self.send(LookAway())
+
+    async def _question(self, message: Callable[[int], ToHost]) -> Any:
+        """``message`` makes the question of its number."""
         self.check()
         self._num_asked += 1
         number = self._num_asked
-        future: asyncio.Future[EngineReport] = asyncio.get_running_loop().create_future()
-        self._asked[number] = future
-        self.send(Ask(number))
+        future = self._asked[number] = asyncio.get_running_loop().create_future()
+        self.send(message(number))
         try:
             return await future
         finally:
@@ -161,13 +177,18 @@ class HostProcess:
                     for failure in message.failures:
                         self._hand_on(failure.seq_id, failure.exception(), True)
                 elif isinstance(message, Answer):
-                    future = self._asked.get(message.number)
-                    if future is not None and not future.done():
-                        future.set_result(message.report)
+                    self._answer(message.number, message.report)
+                elif isinstance(message, StateAnswer):
+                    self._answer(message.number, message.live)
                 elif isinstance(message, Failure):
                     self._fail(message.exception())
         except PPInferError as error:
             self._fail(error)
+
+    def _answer(self, number: int, found: EngineReport | LiveState) -> None:
+        future = self._asked.get(number)
+        if future is not None and not future.done():
+            future.set_result(found)
 
     def _hand_on(self, seq_id: int, item: RequestDelta | PPInferError, is_last: bool) -> None:
         arrived = self._streams.get(seq_id)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from ppinfer.engine.detokenizer import Detokenizer
@@ -26,12 +27,21 @@ class Sink(Protocol):
 
 @dataclass(slots=True)
 class LiveRequest:
-    """``text`` is ``None`` where the engine has no tokenizer; deltas then carry ids alone."""
+    """``text`` is ``None`` where the engine has no tokenizer; deltas then carry ids alone.
+
+    ``arrived``, ``launched`` (its first step), ``first_token`` and ``last_token`` are when these
+    were (``perf_counter``), for the driver's ``Tally``, which sets them.
+    """
 
     request: Request
     index: int
     sink: Sink
     text: Detokenizer | None = None
+    arrived: float = field(default_factory=time.perf_counter)
+    launched: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
+    new_tokens: int = 0
 
     def advance(self, sampled: SampledToken, reason: FinishReason | None) -> RequestDelta:
         """What a new token adds; the reason becomes ``stop`` where a stop string is complete."""

@@ -67,6 +67,7 @@ class Supervisor:
         self._waker.setblocking(False)  # a wake that finds no room is not needed
         self._selector.register(self._woken, selectors.EVENT_READ, None)
         self._stages: list[StageProcess] = []
+        self._heard: dict[int, float] = {}
         self._phase = "starting"
         self._closed = False
 
@@ -87,6 +88,12 @@ class Supervisor:
         self._stages = self._launcher.launch(threads=threads, model_fd=model_fd)
         for stage in self._stages:
             self._selector.register(stage.channel, selectors.EVENT_READ, stage)
+            self._heard[stage.stage] = time.monotonic()
+
+    def silence(self) -> list[float]:
+        """Seconds since each stage last said anything, in stage order."""
+        now = time.monotonic()
+        return [now - self._heard[stage.stage] for stage in self._stages]
 
     def wake(self) -> None:
         with contextlib.suppress(OSError):
@@ -132,7 +139,9 @@ class Supervisor:
             on_ready()
         for stage in readable:
             try:
-                for frame in stage.channel.receive_ready():
+                frames = stage.channel.receive_ready()
+                self._heard[stage.stage] = time.monotonic()
+                for frame in frames:
                     message = decode_to_driver(frame)
                     if isinstance(message, StageFailure):
                         raise self._explain(failure=message)

@@ -8,7 +8,6 @@ lies in the middle; the lane can be wrong by half of that trip, which the trace 
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -17,17 +16,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
+from ppinfer.engine.collected import Collected
 from ppinfer.engine.report import StageLayout
+from ppinfer.engine.rounds import Round, Rounds
 from ppinfer.errors import PPInferError, TraceError
 from ppinfer.messages import StageTrace, StepPlan, TraceRequest
 from ppinfer.trace.chrome import require_writable, write_trace
-from ppinfer.trace.clock import MOST_SPANS, Activity, Clock, DriverActivity, Recording
+from ppinfer.trace.clock import Activity, Clock, DriverActivity, Recording
 from ppinfer.trace.model import Lane, Span, StepFacts, Trace
 
 
 class Tracer:
     """The driver's part. ``request`` sends a message to every stage; the driver hands answers and
-    plans to ``take`` and ``planned``. ``clock`` is the driver's, and always on."""
+    plans to ``take`` and ``planned``. ``clock`` is the driver's, and always on.
+
+    Beside a trace, somebody may watch: what the stages hand over then goes to both.
+    """
 
     def __init__(
         self, layouts: Sequence[StageLayout], request: Callable[[TraceRequest], None]
@@ -35,84 +39,126 @@ class Tracer:
         self.clock = Clock(DriverActivity.WAIT)
         self._layouts = layouts
         self._request = request
-        self._asked: tuple[Future[Trace | None], bool, int] | None = None
-        self._answers: dict[int, tuple[StageTrace, int]] = {}
-        self._shifts: dict[int, tuple[int, int]] = {}
-        self._steps: dict[int, StepFacts] | None = None  # of the trace that is being made
+        self._rounds: Rounds[StageTrace] = Rounds(len(layouts))
+        self._trace: Collected | None = None
+        self._switching: Future[Trace | None] | None = None
+        self._watch: Collected | None = None
+        self._looking: list[Future[None]] = []
+
+    # ------------------------------------------------------------ the trace
 
     def switch(self, on: bool, future: Future[Trace | None]) -> None:
         """Begin a trace, or end it: ``future`` then gets the trace, else ``None``."""
-        if self._asked is not None or on is (self._steps is not None):
+        if self._switching is not None or on is (self._trace is not None):
             future.set_exception(TraceError("The engine makes one trace at a time."))
             return
-        self._asked, self._answers = (future, on, time.perf_counter_ns()), {}
+        self._switching = future
         if on:
-            self._steps = {}
+            self._trace = Collected(len(self._layouts))
             self.clock.start_recording()
-        self._request(TraceRequest(on))
+            self._ask(self._begun, True)
+        else:
+            self._ask(self._ended, self._watch is not None)
+
+    def _begun(self, first: Round[StageTrace]) -> None:
+        assert self._trace is not None
+        assert self._switching is not None
+        self._trace.begin(first)
+        future, self._switching = self._switching, None
+        future.set_result(None)
+
+    def _ended(self, last: Round[StageTrace]) -> None:
+        assert self._switching is not None
+        future, self._switching = self._switching, None
+        future.set_result(self._assemble())
+
+    def _assemble(self) -> Trace:
+        found, self._trace = self._trace, None
+        assert found is not None
+        own = self.clock.stop_recording()
+        lanes = []
+        for stage, layout in enumerate(self._layouts):
+            shift, error = found.shifts[stage]
+            name = f"stage {stage}: layers {layout.first_layer}-{layout.last_layer - 1}"
+            lanes.append(_lane(name, found.recording(stage), Activity, own.start - shift, error))
+        return Trace(lanes, _lane("driver", own, DriverActivity, own.start, 0), found.steps)
+
+    # ------------------------------------------------------------ who watches
+
+    def look(self, future: Future[None]) -> None:
+        """Resolve ``future`` once every stage has handed over what it did until now, for ``seen``.
+        The first look only begins to record; one that is under way is joined."""
+        self._looking.append(future)
+        if len(self._looking) > 1:
+            return
+        if self._watch is None:
+            self._watch = Collected(len(self._layouts))
+        self._ask(self._looked, True)
+
+    def _looked(self, found: Round[StageTrace]) -> None:
+        if self._watch is None:
+            return
+        if not self._watch.has_begun:
+            self._watch.begin(found)
+        self._end_looks()
+
+    def seen(self) -> Collected | None:
+        """What who watches has not taken yet."""
+        return self._watch
+
+    def look_away(self) -> None:
+        """Record for who watches no longer."""
+        self._watch = None
+        self._end_looks()
+        ends = self._switching is not None and self._trace is not None and self._trace.has_begun
+        if self._trace is None or ends:
+            self._ask(_nothing, False)
+
+    def _end_looks(self) -> None:
+        looking, self._looking = self._looking, []
+        for future in looking:
+            future.set_result(None)
+
+    # ------------------------------------------------------------ for the driver
 
     def planned(self, plan: StepPlan) -> None:
         self.clock.belongs_to(plan.step_id)
-        if self._steps is not None and len(self._steps) < MOST_SPANS:
-            decodes = sum([len(part.tokens) == 1 and part.start > 0 for part in plan.steps])
-            self._steps[plan.step_id] = StepFacts(
-                plan.slot, plan.num_tokens, len(plan.steps), decodes
-            )
+        if self._trace is None and self._watch is None:
+            return
+        decodes = sum([len(part.tokens) == 1 and part.start > 0 for part in plan.steps])
+        facts = StepFacts(plan.slot, plan.num_tokens, len(plan.steps), decodes)
+        for reader in (self._trace, self._watch):
+            if reader is not None:
+                reader.planned(plan.step_id, facts)
 
     def take(self, answer: StageTrace) -> None:
-        self._answers[answer.stage] = (answer, time.perf_counter_ns())
-        if self._asked is None or len(self._answers) < len(self._layouts):
-            return
-        future, on, asked = self._asked
-        self._asked = None
-        if on:
-            self._shifts = {
-                stage: _shift(asked, answer.now, heard)
-                for stage, (answer, heard) in self._answers.items()
-            }
-            future.set_result(None)
-        else:
-            future.set_result(self._assemble())
+        self._rounds.take(answer.stage, answer)
 
     def unanswered(self) -> tuple[float, int] | None:
         """Since when (monotonic seconds) an answer is awaited, and from which stage."""
-        if self._asked is None:
-            return None
-        missing = set(range(len(self._layouts))) - self._answers.keys()
-        return self._asked[2] / 1e9, min(missing)
+        return self._rounds.unanswered()
 
     def fail(self, error: Exception) -> None:
         """Tell who waits that no trace will come."""
-        if self._asked is not None:
-            self._asked[0].set_exception(error)
-            self._asked = None
+        self._rounds.clear()
+        self._end_looks()
+        if self._switching is not None:
+            self._switching.set_exception(error)
+            self._switching = None
 
-    def _assemble(self) -> Trace:
-        own = self.clock.stop_recording()
-        assert self._steps is not None
-        steps, self._steps = self._steps, None
-        zero = own.start
-        lanes = []
-        for stage, layout in enumerate(self._layouts):
-            answer, _ = self._answers[stage]
-            shift, error = self._shifts[stage]
-            lanes.append(
-                _lane(
-                    f"stage {stage}: layers {layout.first_layer}-{layout.last_layer - 1}",
-                    Recording(answer.start, answer.spans, answer.dropped),
-                    Activity,
-                    zero - shift,
-                    error,
-                )
-            )
-        return Trace(lanes, _lane("driver", own, DriverActivity, zero, 0), steps)
+    def _ask(self, then: Callable[[Round[StageTrace]], None], go_on: bool) -> None:
+        def complete(found: Round[StageTrace]) -> None:
+            for reader in (self._trace, self._watch):
+                if reader is not None and reader.has_begun:
+                    reader.add(found)
+            then(found)
+
+        self._rounds.begin(complete)
+        self._request(TraceRequest(go_on))
 
 
-def _shift(asked: int, told: int, heard: int) -> tuple[int, int]:
-    """What to add to a stage's times to make them the driver's, and by how much that may err."""
-    if asked <= told <= heard:
-        return 0, 0
-    return (asked + heard) // 2 - told, (heard - asked) // 2
+def _nothing(found: Round[StageTrace]) -> None:
+    pass
 
 
 def _lane(name: str, found: Recording, kinds: type[IntEnum], zero: int, error: int) -> Lane:

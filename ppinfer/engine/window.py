@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from ppinfer.engine.report import EngineReport, StageLayout, stage_reports
+from ppinfer.engine.rounds import Rounds
 from ppinfer.messages import StageStats
 
 Reading = dict[int, StageStats]
@@ -62,7 +62,8 @@ class Meter:
     """Opens and closes windows for the driver, and answers who asks for the figures.
 
     ``request_clocks`` asks every stage for its clock; answers come back in the order of asking.
-    ``driver_clock`` gives the driver's seconds by activity, waiting first.
+    ``driver_clock`` gives the driver's seconds by activity, waiting first. ``latest`` is the newest
+    answer of each stage.
     """
 
     def __init__(
@@ -74,8 +75,11 @@ class Meter:
         self._layouts = layouts
         self._request_clocks = request_clocks
         self._driver_clock = driver_clock
-        self._expected: deque[tuple[float, Reading]] = deque()
+        self._rounds: Rounds[StageStats] = Rounds(len(layouts))
         self._asked: list[tuple[Future[EngineReport], RunWindow, Reading]] = []
+        self._refreshing: Reading | None = None
+        self._refreshed: list[Future[None]] = []
+        self.latest: Reading = {}
         self.window: RunWindow | None = None
 
     def begin(self) -> RunWindow:
@@ -89,21 +93,19 @@ class Meter:
             self.window.end(self._read(), self._driver_seconds())
 
     def take(self, stats: StageStats) -> None:
-        """A stage's answer belongs to the oldest reading that lacks it."""
-        for _, reading in self._expected:
-            if stats.stage not in reading:
-                reading[stats.stage] = stats
-                break
-        while self._expected and self._is_complete(self._expected[0][1]):
-            self._expected.popleft()
+        self.latest[stats.stage] = stats
+        self._rounds.take(stats.stage, stats)
         self._answer()
 
     def unanswered(self) -> tuple[float, int] | None:
         """When the oldest open reading was asked for (monotonic), and a stage that it lacks."""
-        if not self._expected:
-            return None
-        asked, reading = self._expected[0]
-        return asked, min(set(range(len(self._layouts))) - reading.keys())
+        return self._rounds.unanswered()
+
+    def refresh(self, future: Future[None]) -> None:
+        """Read every clock, and resolve ``future`` then; a reading under way is joined."""
+        self._refreshed.append(future)
+        if self._refreshing is None:
+            self._refreshing = self._read()
 
     def ask(self, future: Future[EngineReport]) -> None:
         """Resolve ``future`` with the figures of the run under way, or else of the last one."""
@@ -120,13 +122,15 @@ class Meter:
         for future, _, _ in self._asked:
             future.set_exception(error)
         self._asked.clear()
+        for refreshed in self._refreshed:
+            refreshed.set_exception(error)
+        self._refreshed.clear()
 
     def _driver_seconds(self) -> float:
         return sum(self._driver_clock()[1:])
 
     def _read(self) -> Reading:
-        reading: Reading = {}
-        self._expected.append((time.monotonic(), reading))
+        reading = self._rounds.begin().answers
         self._request_clocks()
         return reading
 
@@ -141,3 +145,8 @@ class Meter:
             else:
                 waiting.append((future, window, after))
         self._asked = waiting
+        if self._refreshing is not None and self._is_complete(self._refreshing):
+            self._refreshing = None
+            for fresh in self._refreshed:
+                fresh.set_result(None)
+            self._refreshed.clear()

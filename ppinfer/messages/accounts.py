@@ -27,14 +27,15 @@ class StageStats(Message, frozen=True):
 
 
 class TraceRequest(Message, frozen=True):
-    """Begin to record spans, or end it; a stage answers either with a ``StageTrace``."""
+    """Hand over the spans recorded since the last request, as a ``StageTrace``; ``on`` says whether
+    to record on, or to begin."""
 
     on: bool
 
 
 class StageTrace(Message, frozen=True):
     """``now`` is the stage's clock when it answered; the rest is a ``trace.clock.Recording``,
-    empty where the recording only begins."""
+    empty where nothing was recorded."""
 
     stage: int
     now: int  # nanoseconds, monotonic

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import accumulate, islice, takewhile
 
 import msgspec
@@ -66,6 +66,7 @@ class MicroBatchManager:
         slots: the micro-batches, by index.
         max_sequences: most sequences that all slots hold together.
         pool: the KV blocks; ``pool.num_used`` are in use.
+        prefix_caching: whether sequences that begin alike share blocks.
         memory: who holds which of them.
         membership: changes whenever a slot gains or loses a sequence.
         num_preemptions: how often a sequence had to give its blocks back.
@@ -83,6 +84,7 @@ class MicroBatchManager:
         self.slots = tuple(MicroBatch(index) for index in range(num_micro_batches))
         self.max_sequences = max_sequences
         self.pool = pool
+        self.prefix_caching = prefix_caching
         self.memory = KVMemory(pool, prefix_caching)
         self.membership = 0
         self.num_preemptions = 0
@@ -96,6 +98,11 @@ class MicroBatchManager:
     @property
     def has_unfinished(self) -> bool:
         return bool(self._sequences)
+
+    @property
+    def sequences(self) -> Collection[Sequence]:
+        """Those that wait and those that run, in the order they came."""
+        return self._sequences.values()
 
     @property
     def num_waiting(self) -> int:

@@ -8,11 +8,12 @@ import hmac
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias
 
-from ppinfer.server import plain
+from ppinfer.server import live, metrics, page, plain, requests
 from ppinfer.server.chat import chat_completions
 from ppinfer.server.completions import completions
 from ppinfer.server.errors import ApiError, as_api_error, shutting_down
 from ppinfer.server.exchange import ClientGoneError, Exchange, Receive, Scope, Send
+from ppinfer.server.in_flight import InFlight
 from ppinfer.server.service import Service
 
 Endpoint: TypeAlias = Callable[[Service, Exchange, str], Coroutine[Any, Any, None]]
@@ -24,15 +25,23 @@ ROUTES: dict[str, dict[str, Endpoint]] = {
     "/v1/models": {"GET": plain.models},
     "/tokenize": {"POST": plain.tokenize},
     "/detokenize": {"POST": plain.detokenize},
+    "/": {"GET": page.index},
+    "/live": {"GET": live.live},
+    "/metrics": {"GET": metrics.metrics},
+    "/requests": {"GET": requests.listed},
     "/health": {"GET": plain.health},
     "/ready": {"GET": plain.ready},
     "/version": {"GET": plain.version},
 }
-PREFIXES: dict[str, dict[str, Endpoint]] = {"/v1/models/": {"GET": plain.model}}
+PREFIXES: dict[str, dict[str, Endpoint]] = {
+    "/v1/models/": {"GET": plain.model},
+    "/requests/": {"DELETE": requests.cancel},
+}
 """Routes whose paths go on with a name."""
 
-OPEN = frozenset({"/health"})
-"""What is answered without a key. Everything else is closed, also what does not exist."""
+OPEN = frozenset({"/health", "/"})
+"""What is answered without a key: the page has nothing in it but asks for all it shows. Everything
+else is closed, also what does not exist."""
 
 
 class App:
@@ -40,7 +49,6 @@ class App:
 
     def __init__(self, service: Service) -> None:
         self.service = service
-        self._running: set[asyncio.Task[None]] = set()
         self._keys = [_digest(key.encode()) for key in service.settings.api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,8 +62,7 @@ class App:
 
     def abort(self) -> None:
         """End every request under way; each is answered with an error."""
-        for work in self._running:
-            work.cancel()
+        self.service.requests.end_all(shutting_down())
 
     async def _serve(self, exchange: Exchange) -> None:
         """Raises what is to be answered instead."""
@@ -63,14 +70,15 @@ class App:
         if self.service.draining and exchange.path not in OPEN:
             raise shutting_down()
         work = asyncio.create_task(_endpoint(exchange)(self.service, exchange, salt))
-        self._running.add(work)
+        one = self.service.requests.begin(exchange.request_id, salt, work)
         try:
-            await self._until_gone(work, exchange)
+            await self._until_gone(one, exchange)
         finally:
-            self._running.discard(work)
+            self.service.requests.end(one)
 
-    async def _until_gone(self, work: asyncio.Task[None], exchange: Exchange) -> None:
+    async def _until_gone(self, one: InFlight, exchange: Exchange) -> None:
         """Work on an answer, for as long as there is somebody to read it."""
+        work = one.task
         gone = asyncio.create_task(exchange.gone())
         try:
             await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -84,7 +92,7 @@ class App:
         if gone.done() and not gone.cancelled() and work.cancelled():
             raise ClientGoneError
         if work.cancelled():
-            raise shutting_down()
+            raise one.ended_by or shutting_down()
         work.result()
 
     def _admit(self, exchange: Exchange) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from ppinfer.engine.state import EngineState, LiveState
 from ppinfer.request import RequestDelta
 from ppinfer.sampling import SamplingParams
 
@@ -27,6 +28,8 @@ class Info(Protocol):
 
 class TokenStream(Protocol):
     """An async iterator over one sequence's deltas; ``aclose`` aborts what is unfinished."""
+
+    seq_id: int
 
     def __aiter__(self) -> AsyncIterator[RequestDelta]: ...
 
@@ -58,5 +61,11 @@ class Engine(Protocol):
     ) -> TokenStream: ...
 
     async def check(self, timeout: float) -> None: ...
+
+    async def state(self) -> EngineState: ...
+
+    async def live(self) -> LiveState: ...
+
+    def look_away(self) -> None: ...
 
     async def close(self) -> None: ...

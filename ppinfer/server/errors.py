@@ -55,6 +55,8 @@ class ApiError(Exception):
             return "authentication_error"
         if self.status == 429:
             return "rate_limit_error"
+        if self.status == 499:
+            return "request_cancelled"
         return "invalid_request_error" if self.status < 500 else "server_error"
 
     def body(self) -> bytes:

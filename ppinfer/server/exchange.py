@@ -105,6 +105,7 @@ class Exchange:
 
     async def start_events(self) -> None:
         self._as_events = True
+        self._has_body.set()  # which was read, or there is none; from now on ``gone`` watches
         await self._start(200, _EVENTS)
 
     async def event(self, data: bytes) -> None:

@@ -19,8 +19,11 @@ from ppinfer.server.errors import (
     unavailable,
 )
 from ppinfer.server.exchange import Exchange
+from ppinfer.server.hub import Hub
+from ppinfer.server.in_flight import Requests
 from ppinfer.server.limits import Places
 from ppinfer.server.logprobs import TokenTexts
+from ppinfer.server.observed import Observed
 from ppinfer.server.protocol import Generate
 from ppinfer.server.settings import ServerSettings
 from ppinfer.server.stream import Answers, Job
@@ -37,6 +40,9 @@ class Service:
     Attributes:
         draining: set once the server is to end; it takes no new requests then.
         places: what is at work or waits.
+        requests: those that are being answered.
+        hub: tells who watches.
+        observed: the engine's state.
     """
 
     def __init__(self, settings: ServerSettings) -> None:
@@ -44,6 +50,9 @@ class Service:
         self.created = int(time.time())
         self.places = Places(settings.max_queue)
         self.texts = Texts()
+        self.requests = Requests()
+        self.observed = Observed()
+        self.hub = Hub(self)
         self.draining = False
         self._engine: Engine | None = None
 
@@ -56,6 +65,11 @@ class Service:
         """Raises ``ApiError`` (503) while there is none."""
         if self._engine is None:
             raise unavailable("The model is being loaded.", "loading", LOADING_SECONDS)
+        return self._engine
+
+    @property
+    def engine_or_none(self) -> Engine | None:
+        """``None`` while the model is being loaded."""
         return self._engine
 
     @property
@@ -112,10 +126,12 @@ class Service:
                     seed = fields.seed_of_choice(params.seed, index)
                     own = msgspec.structs.replace(params, seed=seed)
                 jobs.append(Job(ids, own))
-        return Answers(
+        answers = Answers(
             self.engine,
             jobs,
             priority=fields.priority(request),
             salt=salt,
             streamed=bool(request.stream),
         )
+        self.requests.generates(answers)
+        return answers

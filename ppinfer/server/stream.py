@@ -30,7 +30,10 @@ class Job(NamedTuple):
 
 
 class Answers:
-    """The sequences of one request; a context manager that aborts them at its end."""
+    """The sequences of one request; a context manager that aborts them at its end.
+
+    ``new_tokens`` are those that were handed out.
+    """
 
     def __init__(
         self, engine: Engine, jobs: Sequence[Job], *, priority: int, salt: str, streamed: bool
@@ -38,6 +41,16 @@ class Answers:
         self._engine, self._jobs = engine, jobs
         self._priority, self._salt, self._streamed = priority, salt, streamed
         self._streams: list[TokenStream] = []
+        self.new_tokens = 0
+
+    @property
+    def seq_ids(self) -> list[int]:
+        """What the engine's state calls them."""
+        return [stream.seq_id for stream in self._streams]
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(len(job.prompt_token_ids) for job in self._jobs)
 
     async def __aenter__(self) -> Answers:
         """Raises what the engine has against a job."""
@@ -76,6 +89,7 @@ class Answers:
         """
         if len(self._streams) == 1:
             async for delta in self._streams[0]:
+                self.new_tokens += len(delta.token_ids)
                 yield 0, delta
             return
         queue: asyncio.Queue[tuple[int, RequestDelta | Exception]] = asyncio.Queue(
@@ -92,6 +106,7 @@ class Answers:
                 if isinstance(item, Exception):
                     raise item
                 unfinished -= item.finish_reason is not None
+                self.new_tokens += len(item.token_ids)
                 yield index, item
         finally:
             for pump in pumps:

@@ -35,9 +35,6 @@ class StageClock(Clock):
         )
 
     def trace(self, on: bool, stage: int) -> StageTrace:
-        """Begin to record spans, or end it and hand over what was recorded."""
-        if on:
-            self.start_recording()
-            return StageTrace(stage, time.perf_counter_ns())
-        found = self.stop_recording()
+        """Hand over what was recorded since the last time; ``on`` says whether to record on."""
+        found = self.take_recording(on)
         return StageTrace(stage, time.perf_counter_ns(), found.start, found.packed, found.dropped)

@@ -15,6 +15,9 @@ MOST_SPANS = 1 << 20
 """Spans that a recording keeps: 16 MiB, far below what one control frame may hold. A stage makes
 about seven a step; those past the limit are counted and dropped."""
 
+SPAN_BYTES = 16
+"""Of a span as it is packed."""
+
 _BITS = 4
 _MASK = (1 << _BITS) - 1
 
@@ -106,12 +109,17 @@ class Clock:
         return [total / 1e9 for total in self._totals]
 
     def start_recording(self) -> None:
-        self.enter(self._now, self._step)
-        self._record, self._start, self._dropped = array("q"), self._since, 0
+        self.take_recording(True)
 
     def stop_recording(self) -> Recording:
         """What was recorded since; empty where nothing was."""
+        return self.take_recording(False)
+
+    def take_recording(self, go_on: bool) -> Recording:
+        """What was recorded since. The next recording, if any, begins where this one ends."""
         self.enter(self._now, self._step)
         packed = b"" if self._record is None else self._record.tobytes()
-        self._record = None
-        return Recording(self._start, packed, self._dropped)
+        found = Recording(self._start, packed, self._dropped)
+        self._record = array("q") if go_on else None
+        self._start, self._dropped = self._since, 0
+        return found

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,14 @@ from support.checkpoints import make_model, random_ids, save_model
 from support.traces import check_events
 
 from ppinfer import PPInferEngine, PPInferError, SamplingParams, StageError, TraceError
+from ppinfer.engine import collected
 from ppinfer.engine.report import StageLayout
 from ppinfer.engine.tracing import Tracer, Tracing
-from ppinfer.messages import SequenceStep, StepPlan
+from ppinfer.messages import SequenceStep, StageTrace, StepPlan
 from ppinfer.stage.clock import Activity, StageClock
 from ppinfer.trace.analysis import analyse
 from ppinfer.trace.chrome import read_trace
-from ppinfer.trace.clock import DriverActivity
+from ppinfer.trace.clock import DriverActivity, Recording
 from ppinfer.trace.model import WAITS, WORK, StepFacts, Trace
 
 LAYOUTS = [StageLayout(0, 3, 100, 10), StageLayout(3, 5, 200, 20)]
@@ -123,6 +125,112 @@ def test_one_trace_at_a_time() -> None:
     with pytest.raises(StageError, match="gone"):
         begun.result(timeout=0)
     assert rig.tracer.unanswered() is None
+
+
+def look(rig: Rig) -> Future[None]:
+    future: Future[None] = Future()
+    rig.tracer.look(future)
+    return future
+
+
+def compute(rig: Rig, step: int) -> None:
+    for clock in rig.clocks:
+        clock.enter(Activity.COMPUTE, step)
+        clock.enter(Activity.WAIT_PLAN)
+
+
+def steps_of(parts: list[StageTrace]) -> list[int]:
+    found = [Recording(part.start, part.spans, part.dropped).spans() for part in parts]
+    return [step for spans in found for kind, step, *_ in spans if kind == Activity.COMPUTE]
+
+
+def answer(rig: Rig) -> None:
+    for stage in (0, 1):
+        rig.answer(stage)
+
+
+def test_looks_take_what_came_since_the_last_one() -> None:
+    rig = Rig()
+    first = look(rig)
+    assert look(rig).done() is False
+    assert rig.asked == [True], "a look that is under way is joined"
+    compute(rig, 1)
+    answer(rig)
+    assert first.done()
+    for step in (2, 3):
+        compute(rig, step)
+        looked = look(rig)
+        answer(rig)
+        assert looked.done()
+        seen = rig.tracer.seen()
+        assert seen is not None
+        parts, _ = seen.take()
+        assert [steps_of(of_stage) for of_stage in parts] == [[step], [step]]
+    rig.tracer.look_away()
+    assert (rig.asked[-1], rig.tracer.seen()) == (False, None)
+
+
+def test_a_trace_and_who_watches_do_not_take_from_each_other() -> None:
+    rig = Rig()
+    look(rig)
+    answer(rig)
+    compute(rig, 1)
+    rig.switch(True)
+    answer(rig)
+    compute(rig, 2)
+    look(rig)
+    answer(rig)
+    compute(rig, 3)
+    ended = rig.switch(False)
+    assert rig.asked[-1] is True, "somebody watches on"
+    answer(rig)
+    compute(rig, 4)
+    look(rig)
+    answer(rig)
+    trace = ended.result(timeout=0)
+    assert trace is not None
+    for lane in trace.stages:
+        assert [span.step for span in lane.spans if span.activity == "compute"] == [2, 3]
+        assert all(one.end == other.start for one, other in pairwise(lane.spans))
+    seen = rig.tracer.seen()
+    assert seen is not None
+    assert [steps_of(of_stage) for of_stage in seen.take()[0]] == [[1, 2, 3, 4]] * 2
+    rig.tracer.look_away()
+    assert rig.asked[-1] is False
+
+
+def test_whoever_looks_away_while_a_trace_ends_leaves_no_recording_on() -> None:
+    rig = Rig()
+    look(rig)
+    answer(rig)
+    rig.switch(True)
+    answer(rig)
+    rig.tracer.look_away()
+    assert rig.asked == [True, True], "the trace goes on"
+    look(rig)
+    rig.switch(False)
+    rig.tracer.look_away()
+    assert rig.asked[2:] == [True, True, False]
+
+
+def test_what_nobody_takes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collected, "MOST_SPANS", 6)
+    rig = Rig()
+    look(rig)
+    answer(rig)
+    for step in range(20):
+        compute(rig, step)
+        look(rig)
+        answer(rig)
+    seen = rig.tracer.seen()
+    assert seen is not None
+    parts, _ = seen.take()
+    assert steps_of(parts[0]) == [0, 1]
+    assert sum(part.dropped for part in parts[0]) >= 40
+    compute(rig, 20)
+    look(rig)
+    answer(rig)
+    assert steps_of(seen.take()[0][0]) == [20]
 
 
 class FakeDriver:

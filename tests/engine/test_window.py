@@ -90,3 +90,19 @@ def test_whoever_waits_is_told_of_the_end(meter: Meter) -> None:
     meter.fail(RuntimeError("gone"))
     with pytest.raises(RuntimeError, match="gone"):
         future.result(timeout=0)
+
+
+def test_clocks_are_read_anew_whether_there_is_a_run_or_not(meter: Meter) -> None:
+    asked: list[Future[None]] = [Future(), Future()]
+    for future in asked:
+        meter.refresh(future)
+    meter.take(clock(0, 1.0))
+    assert (set(meter.latest), asked[0].done()) == ({0}, False)
+    meter.take(clock(1, 1.0))
+    assert all(future.done() for future in asked), "a reading under way is joined"
+    meter.refresh(lost := Future())
+    meter.take(clock(0, 2.0))
+    assert [meter.latest[stage].wall for stage in (0, 1)] == [2.0, 1.0]
+    meter.fail(RuntimeError("gone"))
+    with pytest.raises(RuntimeError, match="gone"):
+        lost.result(timeout=0)

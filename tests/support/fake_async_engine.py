@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from support.fake_state import FakeStages, fake_state
 from support.small_tokenizers import CHATML, train_byte_level
 
 from ppinfer.engine.detokenizer import Detokenizer
+from ppinfer.engine.state import EngineState, LiveState, SequenceState
 from ppinfer.engine.tokenizer import Tokenizer
 from ppinfer.request import RequestDelta, TokenLogprobs
 from ppinfer.sampling import SamplingParams
@@ -56,6 +58,8 @@ class FakeAsyncEngine:
         pause: seconds before each delta.
         fail_at: what to raise at which delta; -1 raises when the stream is made.
         endless: the answer is repeated for ever.
+        state_error: what is raised instead of a state.
+        stages: what they do, for who watches.
     """
 
     def __init__(self, tokenizer: Tokenizer | None = None, **info: Any) -> None:
@@ -70,6 +74,10 @@ class FakeAsyncEngine:
         self.endless = False
         self.fail_at: tuple[int, Exception] | None = None
         self.check_error: Exception | None = None
+        self.state_error: Exception | None = None
+        self.state_fields: dict[str, Any] = {}
+        self.stages = FakeStages()
+        self.streams: dict[int, FakeStream] = {}
         self.closed = False
 
     def stream(
@@ -85,24 +93,48 @@ class FakeAsyncEngine:
             raise self.fail_at[1]
         self.calls.append(Call(list(prompt_token_ids), params, priority, salt, streamed))
         self.open_streams += 1
-        return FakeStream(self, params)
+        stream = FakeStream(self, params, len(self.calls), len(prompt_token_ids))
+        self.streams[stream.seq_id] = stream
+        return stream
 
     async def check(self, timeout: float) -> None:
         if self.check_error is not None:
             raise self.check_error
+
+    async def state(self) -> EngineState:
+        if self.state_error is not None:
+            raise self.state_error
+        now = time.monotonic()
+        sequences = [
+            SequenceState(
+                one.seq_id, "decode" if one.sent else "prefill", now - one.since,
+                one.prompt_tokens, one.sent,
+            )
+            for one in self.streams.values()
+        ]  # fmt: skip
+        return fake_state(sequences, self.taken, **self.state_fields)
+
+    async def live(self) -> LiveState:
+        return self.stages.live(await self.state())
+
+    def look_away(self) -> None:
+        self.stages.looked_away += 1
 
     async def close(self) -> None:
         self.closed = True
 
 
 class FakeStream:
-    def __init__(self, engine: FakeAsyncEngine, params: SamplingParams) -> None:
+    def __init__(
+        self, engine: FakeAsyncEngine, params: SamplingParams, seq_id: int, prompt_tokens: int
+    ) -> None:
         self._engine, self._params = engine, params
+        self.seq_id, self.prompt_tokens, self.since = seq_id, prompt_tokens, time.monotonic()
         assert engine.tokenizer is not None
         ids = engine.tokenizer.encode(ANSWER)
         self._script = [*ids, *sorted(engine.tokenizer.eos_token_ids)]
         self._decoder = Detokenizer(engine.tokenizer, params.stop)
-        self._sent = 0
+        self.sent = 0
         self._done = self._closed = False
 
     def __aiter__(self) -> FakeStream:
@@ -113,21 +145,21 @@ class FakeStream:
         if self._done or self._closed:
             raise StopAsyncIteration
         fail = self._engine.fail_at
-        if fail is not None and self._sent == fail[0]:
+        if fail is not None and self.sent == fail[0]:
             raise fail[1]
         return self._delta()
 
     def _delta(self) -> RequestDelta:
         length = len(self._script) - (1 if self._engine.endless else 0)
-        token = self._script[self._sent % length]
-        self._sent += 1
+        token = self._script[self.sent % length]
+        self.sent += 1
         self._engine.taken += 1
         text, reason = self._decoder.push(token), None
         if self._decoder.stop_string is not None or (
-            self._sent >= length and not self._engine.endless
+            self.sent >= length and not self._engine.endless
         ):
             reason = "stop"
-        elif self._sent == self._params.max_tokens:
+        elif self.sent == self._params.max_tokens:
             reason = "length"
         if reason is not None:
             self._done = True
@@ -142,6 +174,7 @@ class FakeStream:
         if not self._closed:
             self._closed = True
             self._engine.open_streams -= 1
+            del self._engine.streams[self.seq_id]
             self._engine.aborted += not self._done
 
 

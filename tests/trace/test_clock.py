@@ -87,7 +87,22 @@ def test_a_recording_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(found.packed) == 10 * 16
     assert found.dropped == 20 + 1 - 10
     assert len(found.spans()) <= 10
-    assert clock.stop_recording() == Recording(found.start, b"", found.dropped)
+    assert (clock.stop_recording().packed, clock.stop_recording().dropped) == (b"", 0)
+
+
+def test_a_recording_taken_in_parts_has_no_gaps() -> None:
+    clock = Clock(Activity.WAIT_PLAN)
+    parts = [clock.take_recording(True)]
+    for _ in range(3):
+        work(clock, 2)
+        parts.append(clock.take_recording(True))
+    work(clock, 1)
+    parts.append(clock.take_recording(False))
+    assert parts[0].packed == b""
+    spans = [span for part in parts for span in part.spans()]
+    assert all(one[3] == other[2] for one, other in pairwise(spans))
+    assert [step for kind, step, *_ in spans if kind == Activity.COMPUTE] == [0, 1, 0, 1, 0, 1, 0]
+    assert clock.take_recording(False).packed == b""
 
 
 def test_a_stage_answers_with_what_it_recorded() -> None:

@@ -1,0 +1,43 @@
+// Talks to the server, with the key where there is one. Addresses are relative to the page.
+
+const KEY = "ppinfer-key";
+
+class Refused extends Error {
+  constructor(status, detail) {
+    super(detail.message || `The server answered with status ${status}.`);
+    this.status = status;
+    this.code = detail.code || "";
+  }
+}
+
+async function ask(path, options = {}) {
+  const headers = { ...options.headers };
+  const key = sessionStorage.getItem(KEY);
+  if (key) headers.Authorization = `Bearer ${key}`;
+  const answer = await fetch(path, { ...options, headers, cache: "no-store" });
+  if (!answer.ok) {
+    const body = await answer.json().catch(() => ({}));
+    throw new Refused(answer.status, body.error || {});
+  }
+  return answer;
+}
+
+// The data of server-sent events, until the server says that it was the last one.
+async function* events(path, options) {
+  const answer = await ask(path, options);
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const parts = (rest + value).split("\n\n");
+    rest = parts.pop();
+    for (const part of parts) {
+      const data = part.replace(/^data: /, "");
+      if (data === "[DONE]") return;
+      const event = JSON.parse(data);
+      if (event.error) throw new Refused(0, event.error);
+      yield event;
+    }
+  }
+}
