@@ -75,6 +75,9 @@ class Requests:
     def end(self, one: InFlight) -> None:
         del self._found[one.task]
 
+    def __len__(self) -> int:
+        return len(self._found)
+
     def generates(self, answers: Answers) -> None:
         """To be called by the task that answers a request: it generates ``answers``."""
         task = asyncio.current_task()

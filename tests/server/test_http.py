@@ -295,7 +295,8 @@ class TestKeys:
                 {"Authorization": "Bearer k"}, {"Host": "health"}, {"X-Api-Key": "k1"},
             ]:  # fmt: skip
                 for path in (
-                    "/v1/models", "//v1/models", "/v1//models", "/version", "/ready", "/x", "/",
+                    "/v1/models", "//v1/models", "/v1//models", "/version", "/ready", "/x", "//",
+                    "/metrics", "/live", "/requests",
                     "//health", "/health/", "/health/../v1/models", "/v1/models?/health",
                     "/%68ealth/x",
                 ):  # fmt: skip
@@ -304,6 +305,7 @@ class TestKeys:
                     assert answer.error["code"] == "invalid_api_key"
             assert server.request("POST", CHAT, b"{", {"Content-Type": "x"}).status == 401
             assert server.request("GET", "/health").status == 200
+            assert server.request("GET", "/").status == 200
 
     def test_open_to_a_key(self) -> None:
         with running_server(api_keys=("k1", "schlüssel")) as server:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from support.exposition import of, samples
 from support.fake_async_engine import RunningServer, running_server
 from support.fake_state import fake_state
 
@@ -17,20 +18,6 @@ from ppinfer.errors import EngineClosedError
 from ppinfer.server.metrics import render
 
 DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana" / "ppinfer.json"
-
-Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
-
-
-def samples(body: bytes) -> Samples:
-    return {
-        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(body.decode())
-        for sample in family.samples
-    }
-
-
-def of(found: Samples, name: str, **labels: str) -> float:
-    return found[f"ppinfer_{name}", tuple(sorted(labels.items()))]
 
 
 def some_state() -> EngineState:

@@ -192,4 +192,4 @@ class TestDisconnects:
         server.idle()
         server.engine.endless = False
         assert server.chat().status == 200
-        assert not server.app._running
+        assert len(server.app.service.requests) == 0

@@ -43,10 +43,10 @@ class Page:
     """One tab. ``errors`` are what its console said that is no plain word, ``asked`` every address
     that it fetched."""
 
-    def __init__(self, browser: Browser, session: str) -> None:
+    def __init__(self, browser: Browser, target: str, session: str) -> None:
         self.errors: list[str] = []
         self.asked: list[str] = []
-        self._browser, self._session = browser, session
+        self._browser, self._target, self._session = browser, target, session
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
@@ -107,6 +107,9 @@ class Page:
         found = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(found["data"]))
 
+    def close(self) -> None:
+        self._browser.call("Target.closeTarget", {"targetId": self._target})
+
     def hear(self, method: str, event: dict[str, Any]) -> None:
         if method == "Runtime.exceptionThrown":
             self.errors.append(json.dumps(event["exceptionDetails"])[:500])
@@ -141,7 +144,7 @@ class Browser:
     def page(self) -> Page:
         target = self.call("Target.createTarget", {"url": "about:blank"})["targetId"]
         attached = self.call("Target.attachToTarget", {"targetId": target, "flatten": True})
-        page = Page(self, attached["sessionId"])
+        page = Page(self, target, attached["sessionId"])
         self._pages[attached["sessionId"]] = page
         return page
 

@@ -59,6 +59,7 @@ class FakeAsyncEngine:
         fail_at: what to raise at which delta; -1 raises when the stream is made.
         endless: the answer is repeated for ever.
         state_error: what is raised instead of a state.
+        silent_for: seconds that the last stage has said nothing.
         stages: what they do, for who watches.
     """
 
@@ -76,6 +77,7 @@ class FakeAsyncEngine:
         self.check_error: Exception | None = None
         self.state_error: Exception | None = None
         self.state_fields: dict[str, Any] = {}
+        self.silent_for = 0.0
         self.stages = FakeStages()
         self.streams: dict[int, FakeStream] = {}
         self.closed = False
@@ -112,7 +114,7 @@ class FakeAsyncEngine:
             )
             for one in self.streams.values()
         ]  # fmt: skip
-        return fake_state(sequences, self.taken, **self.state_fields)
+        return fake_state(sequences, self.taken, self.silent_for, **self.state_fields)
 
     async def live(self) -> LiveState:
         return self.stages.live(await self.state())
@@ -256,11 +258,11 @@ def wait_until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
 
 @contextmanager
 def running_server(
-    engine: FakeAsyncEngine | None = None, load: bool = True, **settings: Any
+    engine: FakeAsyncEngine | None = None, load: bool = True, port: int = 0, **settings: Any
 ) -> Iterator[RunningServer]:
-    """A server on a free port; with ``load=False``, its model is still to come."""
+    """A server, on a free port by default; with ``load=False``, its model is still to come."""
     engine = engine or FakeAsyncEngine()
-    listener = listen("127.0.0.1", 0)
+    listener = listen("127.0.0.1", port)
     port = listener.getsockname()[1]
     started = threading.Event()
     made: list[RunningServer] = []

@@ -53,12 +53,14 @@ class FakeStages:
         return LiveState(now, state, spans, steps)
 
 
-def fake_state(sequences: list[SequenceState], new_tokens: int, **fields: object) -> EngineState:
+def fake_state(
+    sequences: list[SequenceState], new_tokens: int, silent_for: float = 0.0, **fields: object
+) -> EngineState:
     now = time.perf_counter()
     stages = [
         StageState(
             stage=stage, first_layer=3 * stage, last_layer=3 * stage + 3, weight_bytes=1000,
-            kv_cache_bytes=500, heartbeat_age=0.01, rss_bytes=9000, steps=int(now),
+            kv_cache_bytes=500, heartbeat_age=silent_for * stage, rss_bytes=9000, steps=int(now),
             bytes_sent=int(now), compute=now / 2, wait_plan=now / 4, wait_input=now / 4,
         )
         for stage in range(2)

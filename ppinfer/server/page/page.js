@@ -93,13 +93,13 @@ async function main() {
   lanes.run();
   for (;;) {
     if (document.hidden) await once(document, "visibilitychange");
+    $("forget").hidden = !sessionStorage.getItem(KEY);
     const status = await watch();
     if (document.hidden) continue;
     show(status);
     requests.take([], 0);
     if (status === "locked") await unlock();
     else await sleep(AGAIN);
-    $("forget").hidden = !sessionStorage.getItem(KEY);
   }
 }
 

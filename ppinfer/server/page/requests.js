@@ -59,12 +59,13 @@ class Requests {
   }
 
   async cancel(id, button) {
-    button.disabled = true;
+    if (button.ariaDisabled === "true") return;
+    button.ariaDisabled = "true"; // a button that is really disabled would lose the focus
     try {
       await ask(`requests/${encodeURIComponent(id)}`, { method: "DELETE" });
       this.say(`Request ${id} was cancelled.`);
     } catch (error) {
-      button.disabled = false;
+      button.ariaDisabled = "false";
       this.say(`Request ${id} was not cancelled: ${error.message}`);
     }
   }
