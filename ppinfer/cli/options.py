@@ -92,11 +92,13 @@ def engine_options(*names: str) -> OptionGroup:
     )
 
 
-def sampling_options(**defaults: Any) -> OptionGroup:
-    """All sampling parameters, as ``sampling``; ``defaults`` are those of one command."""
+def sampling_options(*without: str, **defaults: Any) -> OptionGroup:
+    """All sampling parameters but some, as ``sampling``; ``defaults`` are those of one command."""
     types: dict[str, Any] = {}
     values: dict[str, Any] = {}
     for item in msgspec.structs.fields(SamplingParams):
+        if item.name in without:
+            continue
         types[item.name] = item.type
         values[item.name] = item.default
     types |= {"stop": list[str], "stop_token_ids": list[int], "logit_bias": list[str]}

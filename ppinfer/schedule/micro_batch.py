@@ -30,6 +30,7 @@ from ppinfer.errors import CapacityError, StageError
 from ppinfer.messages import (
     PENDING,
     NewSequence,
+    PromptLogprobs,
     SampledToken,
     SequenceStep,
     StepPlan,
@@ -47,14 +48,16 @@ _NO_BLOCKS: list[int] = []
 
 
 class TokenUpdate(msgspec.Struct, frozen=True, gc=False):
-    """A new token; ``finish_reason`` is set if the sequence ended with it."""
+    """A new token; ``finish_reason`` is set if the sequence ended with it.
 
-    sampled: SampledToken
+    ``prompt`` comes once, with the first token or, where none was to be drawn, alone: all of the
+    prompt's log-probabilities, if they were asked for.
+    """
+
+    seq_id: int
+    sampled: SampledToken | None
     finish_reason: FinishReason | None
-
-    @property
-    def seq_id(self) -> int:
-        return self.sampled.seq_id
+    prompt: list[PromptLogprobs] | None = None
 
 
 class MicroBatchManager:
@@ -116,7 +119,7 @@ class MicroBatchManager:
         assert request.seq_id not in self._sequences, f"sequence {request.seq_id} exists already"
         max_tokens = request.params.max_tokens
         # The last token is drawn but never computed, so it needs no room.
-        max_blocks = self.pool.blocks_for(len(prompt) + max_tokens - 1)
+        max_blocks = self.pool.blocks_for(len(prompt) + max(max_tokens, 1) - 1)
         if max_blocks > self.pool.num_blocks:
             raise CapacityError(
                 f"A prompt of {len(prompt)} tokens with max_tokens {max_tokens} needs {max_blocks} "
@@ -205,11 +208,12 @@ class MicroBatchManager:
                     start,
                     tokens[start:end] if end <= len(tokens) else _LATEST,
                     new_blocks,
-                    end == drawn,
+                    draws := end == drawn and not seq.ends_with_prompt,
+                    seq.scores_in(start, end) if start < seq.prompt_len else 0,
                 )
             )
             seq.num_planned = end
-            seq.num_pending += end == drawn
+            seq.num_pending += draws
         plan = StepPlan(self._next_step, slot.index, self._ended, new, steps, threads)
         self._next_step += 1
         self._ended = []
@@ -220,11 +224,11 @@ class MicroBatchManager:
     def commit(self, result: StepResult) -> list[TokenUpdate]:
         """Take in the oldest step's result: append tokens, end sequences, make blocks known.
 
-        Returns one update a new token, in the plan's order; sequences that ended meanwhile have
-        none.
+        Returns one update a new token, and one a prompt that ended without, in the plan's order;
+        sequences that ended meanwhile have none.
 
         Raises:
-            StageError: the result is not the oldest step's, or not for its sequences.
+            StageError: the result is not the oldest step's, or not for its sequences and tokens.
         """
         oldest = self._in_flight[0] if self._in_flight else None
         if oldest is None or result.step_id != oldest.step_id:
@@ -237,13 +241,20 @@ class MicroBatchManager:
                 f"The last stage answered step {result.step_id} with tokens of sequences {drawn}, "
                 f"but the plan asked for {wanted}."
             )
+        scored = [(prompt.seq_id, len(prompt.logprobs)) for prompt in result.prompts]
+        if scored != oldest.scored:
+            raise StageError(
+                f"The last stage answered step {result.step_id} with log-probabilities of other "
+                "prompt tokens than the plan asked for."
+            )
         self._in_flight.popleft()
         self.slots[oldest.slot].in_flight -= 1
         updates: list[TokenUpdate] = []
-        tokens = iter(result.tokens)
+        tokens, prompts = iter(result.tokens), iter(result.prompts)
         sequences, block_size = self._sequences, self.pool.block_size
         for step in oldest.steps:
             sampled = next(tokens) if step.sample else None
+            prompt = next(prompts) if step.scores else None
             seq = sequences.get(step.seq_id)
             if seq is None:
                 continue
@@ -251,11 +262,18 @@ class MicroBatchManager:
             seq.num_computed = computed = seq.num_computed + count
             if self._prefix_caching and computed % block_size < count:  # a block is full now
                 self._register(seq, (computed - count) // block_size, computed // block_size)
+            if prompt is not None:
+                seq.add_scores(computed, prompt)
+            reason: FinishReason | None = None
             if sampled is not None:
                 reason = seq.take(sampled.token)
-                if reason is not None:
-                    self._end(seq, reason)
-                updates.append(TokenUpdate(sampled, reason))
+            elif seq.ends_with_prompt and computed == seq.prompt_len:
+                reason = "length"
+            else:
+                continue
+            if reason is not None:
+                self._end(seq, reason)
+            updates.append(TokenUpdate(step.seq_id, sampled, reason, seq.take_scores()))
         return updates
 
     # ------------------------------------------------------------ inside
@@ -267,7 +285,7 @@ class MicroBatchManager:
         A block of it that is free will be free no longer, so only blocks in use save room.
         """
         prefix: list[int] = []
-        if self._prefix_caching:
+        if self._prefix_caching and not seq.needs_scores:
             num_blocks = (seq.prompt_len - 1) // self.pool.block_size
             prefix = self.pool.lookup(seq.hashes(0, num_blocks, self.pool.block_size))
         needed = seq.max_blocks - len(prefix) + self.pool.num_free_among(prefix)
