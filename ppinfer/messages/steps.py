@@ -110,7 +110,7 @@ class PromptLogprobs(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class StepResult(Message, frozen=True):
-    """What the last stage drew in one step, and how likely it found prompts, in the plan's order."""
+    """What the last stage drew in one step, and how likely prompts are, in the plan's order."""
 
     step_id: int
     tokens: list[SampledToken]
