@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -98,6 +97,8 @@ def batch(
     at_once = in_flight or _REMOTE_IN_FLIGHT
     if model is not None:
         at_once = in_flight or 2 * EngineConfig.from_settings(settings).max_sequences
+
+    import asyncio
 
     from ppinfer.batch.run import open_journal, run_batch, survey
 
