@@ -28,6 +28,7 @@ class Sequence:
         scores: log-probabilities of its prompt that have come and were not handed on.
         num_scored: of how many tokens the followers' log-probabilities have come; from there on
             they are asked for, also where tokens before it are computed once more.
+        ends_with_prompt: whether no token is to be drawn.
     """
 
     request: Request
@@ -45,6 +46,7 @@ class Sequence:
     finish_reason: FinishReason | None = None
     seq_id: int = field(init=False)
     prompt_len: int = field(init=False)
+    ends_with_prompt: bool = field(init=False)
     _most_computed: int = field(init=False)
     _num_to_score: int = field(init=False)
     _scores_taken: bool = field(init=False)
@@ -54,6 +56,7 @@ class Sequence:
         self.seq_id = self.request.seq_id
         self.prompt_len = len(self.request.prompt_token_ids)
         params = self.request.params
+        self.ends_with_prompt = params.max_tokens == 0
         # The last token of all is drawn but never computed.
         self._most_computed = self.prompt_len + max(params.max_tokens, 1) - 1
         self._num_to_score = 0 if params.prompt_logprobs is None else self.prompt_len - 1
@@ -85,11 +88,6 @@ class Sequence:
     @property
     def in_flight(self) -> bool:
         return self.num_planned > self.num_computed
-
-    @property
-    def ends_with_prompt(self) -> bool:
-        """Whether no token is to be drawn."""
-        return self.request.params.max_tokens == 0
 
     @property
     def needs_scores(self) -> bool:
