@@ -47,7 +47,7 @@ def test_a_cached_prefix_is_left_to_others():
 def test_what_was_scored_is_not_asked_for_again():
     """Where a sequence is computed anew, from any point of its way."""
     request = make_request(0, prompt_len=10, prompt_logprobs=0)
-    seq = Sequence(request, 9, list(request.prompt_token_ids))
+    seq = Sequence(request, 9, 0, list(request.prompt_token_ids))
     assert seq.scores_in(0, 4) == 4
     seq.add_scores(4, PromptLogprobs(0, (-1.0,) * 4, (1,) * 4))
     assert [seq.scores_in(*part) for part in ((0, 3), (0, 6), (3, 20), (6, 8))] == [0, 2, 5, 2]

@@ -63,7 +63,6 @@ class _State:
     new: NewSequence
     blocks: list[int]
     length: int = 0
-    num_output: int = 0
     latest: int = PENDING
 
 
@@ -135,16 +134,15 @@ class FakePipeline:
     def _sample(self, step: SequenceStep) -> SampledToken:
         state = self._live[step.seq_id]
         tokens = self._read(state, state.length)
-        params = state.new.params
-        token = _draw(tokens, state.new.stop_ids, state.num_output, params.min_tokens)
-        state.num_output += 1
+        num_output = state.length - state.new.prompt_len
+        token = _draw(tokens, state.new.stop_ids, num_output, state.new.params.min_tokens)
         state.latest = token
         return SampledToken(step.seq_id, token)
 
     def _score(self, step: SequenceStep) -> PromptLogprobs:
         """Only rows of this step have logits, and the prompt's tokens must be known."""
         state = self._live[step.seq_id]
-        assert len(state.new.history) == state.new.prompt_len
+        assert len(state.new.history) >= state.new.prompt_len
         last = min(state.length, state.new.prompt_len - 1)
         first = last - step.scores
         assert first >= step.start
