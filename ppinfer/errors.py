@@ -8,6 +8,7 @@
     ├── CapacityError                   the model or one request does not fit in the memory given
     ├── StageError                      a stage process failed, died, or did not answer in time
     ├── ServerError                     an HTTP server cannot be reached, or answers as none should
+    ├── BatchError                      a batch's files cannot be used, or do not belong together
     ├── TraceError                      a trace cannot be made or written, or a file is none
     └── EngineClosedError               the engine was used after ``close()``
 
@@ -61,6 +62,10 @@ class StageError(PPInferError):
 
 class ServerError(PPInferError):
     """An HTTP server, ours or another, cannot be reached, or does not answer as one should."""
+
+
+class BatchError(PPInferError):
+    """The files of a batch cannot be read or written, or do not belong together."""
 
 
 class TraceError(PPInferError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -56,6 +57,16 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptTokenLogprobs(TokenLogprobs):
+    """The same at a token of the prompt, given those before it.
+
+    ``is_greedy`` says whether it is the likeliest: the one that a greedy draw would have given.
+    """
+
+    is_greedy: bool
+
+
+@dataclass(frozen=True, slots=True)
 class RequestOutput:
     """A finished request.
 
@@ -67,6 +78,8 @@ class RequestOutput:
         token_ids: every new token, an end-of-sequence token included.
         finish_reason: see ``FinishReason``.
         logprobs: one entry a new token where ``SamplingParams.logprobs`` asked for it.
+        prompt_logprobs: one entry a token of the prompt where ``SamplingParams.prompt_logprobs``
+            asked for it; the first, which follows nothing, is ``None``.
     """
 
     index: int
@@ -76,13 +89,57 @@ class RequestOutput:
     token_ids: list[int]
     finish_reason: FinishReason
     logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[PromptTokenLogprobs | None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How likely a model finds a prompt, from ``score``.
+
+    Attributes:
+        index: position of the prompt in the call.
+        prompt: the text given, or ``None`` where token ids were given.
+        token_ids: what the model saw.
+        logprobs: natural log-probability of each token given those before it; ``None`` for the
+            first.
+        is_greedy: whether each token is the likeliest in its place; ``None`` for the first.
+        top: the likeliest token ids in each place and their log-probabilities, likeliest first, as
+            many as were asked for; ``None`` for the first.
+    """
+
+    index: int
+    prompt: str | None
+    token_ids: list[int]
+    logprobs: list[float | None]
+    is_greedy: list[bool | None]
+    top: list[dict[int, float] | None]
+
+    @property
+    def total(self) -> float:
+        """The log-probability of the prompt, given its first token."""
+        return math.fsum(value for value in self.logprobs if value is not None)
+
+    @classmethod
+    def of(cls, output: RequestOutput) -> Score:
+        """From the output of a request with ``prompt_logprobs``."""
+        entries = output.prompt_logprobs
+        assert entries is not None
+        return cls(
+            index=output.index,
+            prompt=output.prompt,
+            token_ids=output.prompt_token_ids,
+            logprobs=[None if entry is None else entry.logprob for entry in entries],
+            is_greedy=[None if entry is None else entry.is_greedy for entry in entries],
+            top=[None if entry is None else entry.top for entry in entries],
+        )
 
 
 class RequestDelta(msgspec.Struct, frozen=True, gc=False):
     """What one step added to a request, as ``stream`` yields it.
 
     ``text`` may be empty while a multi-byte character or a possible stop string is unfinished;
-    the texts of all deltas join to ``RequestOutput.text``. ``finish_reason`` is set on the last.
+    the texts of all deltas join to ``RequestOutput.text``. ``finish_reason`` is set on the last,
+    ``prompt_logprobs`` on the first.
     """
 
     index: int
@@ -90,3 +147,4 @@ class RequestDelta(msgspec.Struct, frozen=True, gc=False):
     token_ids: list[int] = []
     finish_reason: FinishReason | None = None
     logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[PromptTokenLogprobs | None] | None = None

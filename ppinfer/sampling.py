@@ -28,7 +28,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Sampling settings of one request; the default is greedy.
 
     Attributes:
-        max_tokens: new tokens at most (fewer where the context ends first).
+        max_tokens: new tokens at most (fewer where the context ends first); 0 only with
+            ``prompt_logprobs``, where the prompt is all that is wanted.
         min_tokens: end-of-sequence and stop tokens are not drawn before this many new tokens.
         temperature: logits are divided by it; below 1e-5 the highest logit is taken.
         top_k: keep the k highest logits; 0 keeps all.
@@ -46,6 +47,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         ignore_eos: go on past the model's end-of-sequence token.
         logprobs: also return the log-probability of each new token and of this many likeliest
             alternatives (from the logits before any setting above changes them); ``None`` is off.
+        prompt_logprobs: likewise for each token of the prompt but the first, given those before it.
 
     Raises:
         RequestError: a value has the wrong type, is not finite, or is out of its range.
@@ -66,11 +68,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         force_setattr(self, "stop", _strings("stop", self.stop))
         force_setattr(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
-        _check_int("max_tokens", self.max_tokens, 1, INT64_MAX)
+        least = 1 if self.prompt_logprobs is None else 0
+        _check_int("max_tokens", self.max_tokens, least, INT64_MAX)
         _check_int("min_tokens", self.min_tokens, 0, INT64_MAX)
         if self.min_tokens > self.max_tokens:
             raise RequestError(
@@ -91,6 +95,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             _check_int("seed", self.seed, INT64_MIN, INT64_MAX)
         if self.logprobs is not None:
             _check_int("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if self.prompt_logprobs is not None:
+            _check_int("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
         if not isinstance(self.ignore_eos, bool):
             raise RequestError(
                 f"ignore_eos must be true or false, not {self.ignore_eos!r}.", "ignore_eos"

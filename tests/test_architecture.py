@@ -19,7 +19,7 @@ LAYERS = {
     "comm": 3,
     "stage": 4,
     "engine": 5, "launch": 5,
-    "bench": 6, "timeline": 6, "server": 6, "cli": 6,
+    "batch": 6, "bench": 6, "timeline": 6, "server": 6, "cli": 6,
 }  # fmt: skip
 TORCH_FREE = ("schedule", "trace", "version", "errors", "config", "request", "sampling", "messages")
 STRANGERS = {"models": {"comm"}, "weights": {"comm"}, "kernels": {"comm"}, "comm": {

@@ -23,6 +23,7 @@ NAN, INF = float("nan"), float("inf")
         ("frequency_penalty", -INF),
         ("max_tokens", 0), ("max_tokens", -1), ("max_tokens", 2**63), ("max_tokens", True),
         ("min_tokens", -1), ("seed", 2**63), ("seed", 1.0), ("logprobs", 21), ("logprobs", -1),
+        ("prompt_logprobs", 21), ("prompt_logprobs", -1), ("prompt_logprobs", True),
         ("stop", [""]), ("stop", 3), ("stop", ["x"] * 17), ("stop_token_ids", [-1]),
         ("stop_token_ids", "12"), ("stop_token_ids", [1.0]), ("ignore_eos", 1),
     ],
@@ -35,6 +36,14 @@ def test_bad_values_are_named(name: str, value: Any) -> None:
 def test_min_tokens_cannot_exceed_max_tokens() -> None:
     with pytest.raises(RequestError, match="min_tokens"):
         SamplingParams(max_tokens=3, min_tokens=4)
+
+
+def test_no_new_token_where_the_prompt_is_scored() -> None:
+    assert SamplingParams(max_tokens=0, prompt_logprobs=0).max_tokens == 0
+    with pytest.raises(RequestError, match="max_tokens must be at least 0, not -1"):
+        SamplingParams(max_tokens=-1, prompt_logprobs=0)
+    with pytest.raises(RequestError, match="max_tokens must be at least 1, not 0"):
+        SamplingParams(max_tokens=0, logprobs=0)
 
 
 def test_unknown_names_are_refused() -> None:

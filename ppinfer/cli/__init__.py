@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ppinfer.cli import bench, chat, doctor, generate, inspect, serve, timeline
+from ppinfer.cli import batch, bench, chat, doctor, generate, inspect, serve, timeline
 from ppinfer.cli.terminal import guarded
 from ppinfer.version import __version__
 
@@ -33,6 +33,7 @@ for _command in (
     generate.generate,
     chat.chat,
     serve.serve,
+    batch.batch,
     inspect.inspect,
     timeline.timeline,
     doctor.doctor,

@@ -24,7 +24,7 @@ _MAX_TOKENS = 512
 _HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
 
 
-@takes(sampling_options(max_tokens=_MAX_TOKENS), engine_options())
+@takes(sampling_options("logprobs", "prompt_logprobs", max_tokens=_MAX_TOKENS), engine_options())
 def chat(
     model: Model,
     *,

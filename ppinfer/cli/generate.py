@@ -53,8 +53,10 @@ def generate(
     Answers are shown as they are made, in the prompts' order. Figures of the run go to standard
     error.
     """
-    if "logprobs" in sampling and not as_json:
-        raise refuse_usage("--logprobs shows in JSON only; add --json.")
+    for name in ("logprobs", "prompt_logprobs"):
+        if name in sampling and not as_json:
+            option = name.replace("_", "-")
+            raise refuse_usage(f"--{option} shows in JSON only; add --json.")
     given = collect(prompts or [], prompts_file, chat)
     if not given:
         raise refuse_usage("There is no prompt: give one, --prompts-file, or a pipe.")

@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
 
 import msgspec
@@ -31,6 +32,12 @@ Model = Annotated[
         metavar="MODEL", help="A folder, a .gguf file, a hub id, or demo.", show_default=False
     ),
 ]
+
+
+def model_name(model: str) -> str:
+    """A hub id as it is; of a folder or file only its name, so that no path is shown."""
+    path = Path(model)
+    return path.resolve().name if path.exists() else model
 
 
 @dataclass(frozen=True)
@@ -92,11 +99,13 @@ def engine_options(*names: str) -> OptionGroup:
     )
 
 
-def sampling_options(**defaults: Any) -> OptionGroup:
-    """All sampling parameters, as ``sampling``; ``defaults`` are those of one command."""
+def sampling_options(*without: str, **defaults: Any) -> OptionGroup:
+    """All sampling parameters but some, as ``sampling``; ``defaults`` are those of one command."""
     types: dict[str, Any] = {}
     values: dict[str, Any] = {}
     for item in msgspec.structs.fields(SamplingParams):
+        if item.name in without:
+            continue
         types[item.name] = item.type
         values[item.name] = item.default
     types |= {"stop": list[str], "stop_token_ids": list[int], "logit_bias": list[str]}

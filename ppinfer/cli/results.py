@@ -13,7 +13,12 @@ from ppinfer.cli.prompts import Given
 from ppinfer.cli.terminal import write
 
 if TYPE_CHECKING:
-    from ppinfer.request import FinishReason, RequestDelta, TokenLogprobs
+    from ppinfer.request import (
+        FinishReason,
+        PromptTokenLogprobs,
+        RequestDelta,
+        TokenLogprobs,
+    )
 
 _TITLE_WIDTH = 70
 
@@ -25,12 +30,14 @@ class _Result:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[PromptTokenLogprobs | None] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
     def add(self, delta: RequestDelta) -> None:
         self.text += delta.text
         self.token_ids += delta.token_ids
         self.logprobs += delta.logprobs or ()
+        self.prompt_logprobs += delta.prompt_logprobs or ()
         self.finish_reason = delta.finish_reason
 
 
@@ -105,6 +112,11 @@ class JsonResults(Results):
         }
         if result.logprobs:
             value["logprobs"] = [_logprob_json(entry) for entry in result.logprobs]
+        if result.prompt_logprobs:
+            value["prompt_logprobs"] = [
+                None if entry is None else _logprob_json(entry) | {"is_greedy": entry.is_greedy}
+                for entry in result.prompt_logprobs
+            ]
         sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
         sys.stdout.flush()
         return True

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ppinfer.cli.options import Model, engine_options, takes
+from ppinfer.cli.options import Model, engine_options, model_name, takes
 from ppinfer.cli.terminal import Bar, refuse_usage, say
 from ppinfer.config import EngineConfig, parse_bytes
 from ppinfer.errors import ConfigError
@@ -82,7 +81,7 @@ def serve(
         raise ConfigError("Serving needs more packages: pip install 'ppinfer[serve]'.") from error
 
     server = ServerSettings(
-        model_names=tuple(served_model_name or [_name(model)]),
+        model_names=tuple(served_model_name or [model_name(model)]),
         api_keys=tuple(api_key or ()),
         max_queue=max_queue,
         max_body_bytes=parse_bytes(max_body_size),
@@ -116,9 +115,3 @@ def _run(model: str, server: ServerSettings, listener: Any, settings: dict[str, 
             say(f"serving {server.model_names[0]} at http://{where}:{port}/v1")
 
         return asyncio.run(serve(server, listener, create, ready, say))
-
-
-def _name(model: str) -> str:
-    """A hub id as it is; of a folder or file only its name, so that no path is shown."""
-    path = Path(model)
-    return path.resolve().name if path.exists() else model

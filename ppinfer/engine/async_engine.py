@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from ppinfer.config import EngineConfig
 from ppinfer.engine.build import Progress, no_progress
 from ppinfer.engine.host_messages import Start
@@ -227,7 +229,7 @@ class AsyncStream(AsyncIterator[RequestDelta]):
             self._is_finished = True
             raise item
         self._is_finished = item.finish_reason is not None
-        return RequestDelta(0, item.text, item.token_ids, item.finish_reason, item.logprobs)
+        return msgspec.structs.replace(item, index=0)
 
     def cancel(self) -> None:
         """Abort what is unfinished; takes no time."""

@@ -246,7 +246,8 @@ class Driver:
             # Steps queue behind each other: this one's turn begins now.
             self._outstanding[0].since = time.monotonic()
         if updates:  # a step of aborted sequences belongs to no run
-            self._meter.begin().count_tokens(len(updates))
+            drawn = sum([update.sampled is not None for update in updates])
+            self._meter.begin().count_tokens(drawn)
             self._undelivered += updates
 
     def _deliver(self) -> None:
@@ -258,21 +259,22 @@ class Driver:
         now = time.perf_counter()
         items: defaultdict[Sink, list[Item]] = defaultdict(list)
         for update in updates:
-            sampled, reason = update.sampled, update.finish_reason
-            live = self._live.get(sampled.seq_id)
+            seq_id, reason = update.seq_id, update.finish_reason
+            live = self._live.get(seq_id)
             if live is None:  # it ended with an earlier token of these
                 continue
             try:
-                delta = live.advance(sampled, reason)
+                delta = live.advance(update.sampled, reason, update.prompt)
             except Exception as error:  # it is this request's alone
-                self._drop([sampled.seq_id], "error")
+                self._drop([seq_id], "error")
                 items[live.sink].append(_no_text(error))
                 continue
-            self._tally.token(live, now)
+            if update.sampled is not None:
+                self._tally.token(live, now)
             if delta.finish_reason is not None:
                 if reason is None:
-                    self._manager.finish(sampled.seq_id, delta.finish_reason)
-                del self._live[sampled.seq_id]
+                    self._manager.finish(seq_id, delta.finish_reason)
+                del self._live[seq_id]
                 self._tally.end(live, delta.finish_reason)
             items[live.sink].append(delta)
         for sink, batch in items.items():

@@ -25,7 +25,7 @@ from ppinfer.errors import PPInferError, RequestError
 from ppinfer.launch import torchrun
 from ppinfer.launch.local import LocalLauncher
 from ppinfer.messages import StageLoaded
-from ppinfer.request import Prompt, Request, RequestDelta, RequestOutput
+from ppinfer.request import Prompt, Request, RequestDelta, RequestOutput, Score
 from ppinfer.sampling import SamplingParams
 from ppinfer.schedule.block_pool import BlockPool
 from ppinfer.schedule.generate import GenerateSchedule
@@ -213,6 +213,27 @@ class PPInferEngine:
             live.output(text, deltas)
             for live, text, deltas in zip(requests, texts, parts, strict=True)
         ]
+
+    def score(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        top: int = 0,
+        progress: Progress | None = None,
+    ) -> list[Score]:
+        """How likely the model finds one prompt or several; nothing is generated.
+
+        Args:
+            top: how many likeliest tokens to report in each place, 0 to 20.
+            progress: called with ("generate", finished prompts, prompts).
+
+        Returns:
+            One ``Score`` a prompt, in input order, also for a single prompt.
+
+        Raises:
+            The same as ``generate``.
+        """
+        params = SamplingParams(max_tokens=0, prompt_logprobs=top)
+        return [Score.of(output) for output in self.generate(prompts, params, progress)]
 
     def stream(
         self,

@@ -9,8 +9,15 @@ from typing import Protocol, TypeAlias
 
 from ppinfer.engine.detokenizer import Detokenizer
 from ppinfer.errors import PPInferError
-from ppinfer.messages import SampledToken
-from ppinfer.request import FinishReason, Request, RequestDelta, RequestOutput, TokenLogprobs
+from ppinfer.messages import PromptLogprobs, SampledToken
+from ppinfer.request import (
+    FinishReason,
+    PromptTokenLogprobs,
+    Request,
+    RequestDelta,
+    RequestOutput,
+    TokenLogprobs,
+)
 
 Item: TypeAlias = RequestDelta | PPInferError
 
@@ -43,8 +50,19 @@ class LiveRequest:
     last_token: float | None = None
     new_tokens: int = 0
 
-    def advance(self, sampled: SampledToken, reason: FinishReason | None) -> RequestDelta:
-        """What a new token adds; the reason becomes ``stop`` where a stop string is complete."""
+    def advance(
+        self,
+        sampled: SampledToken | None,
+        reason: FinishReason | None,
+        prompt: list[PromptLogprobs] | None = None,
+    ) -> RequestDelta:
+        """What a new token adds; the reason becomes ``stop`` where a stop string is complete.
+
+        ``prompt`` comes once if it comes, with the first token or without any.
+        """
+        scores = None if prompt is None else self._prompt_logprobs(prompt)
+        if sampled is None:
+            return RequestDelta(self.index, "", [], reason, None, scores)
         text, detokenizer = "", self.text
         if detokenizer is not None:
             if reason != "stop":  # a stop token ends the text but is no part of it
@@ -54,7 +72,7 @@ class LiveRequest:
             elif reason is not None:
                 text += detokenizer.finish()
         logprobs = None if sampled.logprob is None else [_logprobs(sampled, sampled.logprob)]
-        return RequestDelta(self.index, text, [sampled.token], reason, logprobs)
+        return RequestDelta(self.index, text, [sampled.token], reason, logprobs, scores)
 
     def output(self, prompt: str | None, deltas: Sequence[RequestDelta]) -> RequestOutput:
         """The finished request, from all it got; ``prompt`` is the text given, if it was text."""
@@ -71,7 +89,21 @@ class LiveRequest:
             token_ids=[token for delta in deltas for token in delta.token_ids],
             finish_reason=reason,
             logprobs=logprobs,
+            prompt_logprobs=deltas[0].prompt_logprobs,
         )
+
+    def _prompt_logprobs(self, parts: list[PromptLogprobs]) -> list[PromptTokenLogprobs | None]:
+        """An entry a token of the prompt, ``None`` for the first."""
+        tokens = iter(self.request.prompt_token_ids)
+        next(tokens)
+        entries: list[PromptTokenLogprobs | None] = [None]
+        for part in parts:
+            count = len(part.top_ids) // len(part.logprobs)
+            for i, (logprob, highest) in enumerate(zip(part.logprobs, part.highest, strict=True)):
+                token, these = next(tokens), slice(i * count, (i + 1) * count)
+                top = dict(zip(part.top_ids[these], part.top_logprobs[these], strict=True))
+                entries.append(PromptTokenLogprobs(token, logprob, top, token == highest))
+        return entries
 
 
 def _logprobs(sampled: SampledToken, logprob: float) -> TokenLogprobs:

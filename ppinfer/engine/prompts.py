@@ -53,7 +53,7 @@ class RequestFactory:
         """Raises ``RequestError`` where the prompt cannot be served, saying why."""
         self._check_tokens(token_ids)
         self._check_bias(params)
-        room = self.require_room(token_ids, 1)
+        room = self.require_room(token_ids, min(params.max_tokens, 1))
         seed = params.seed
         if seed is None and not params.is_greedy:
             seed = secrets.randbelow(INT64_MAX)

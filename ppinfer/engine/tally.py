@@ -39,7 +39,8 @@ class Tally:
             request.launched = now
             self.latency.queue.observe(now - request.arrived)
             self.prompt_tokens += new.prompt_len
-            if self._prefix_caching:
+            # What is scored is not looked up: its logits are wanted.
+            if self._prefix_caching and new.params.prompt_logprobs is None:
                 cached += starts[new.seq_id]
                 self.queried_tokens += new.prompt_len
         self.cached_tokens += cached

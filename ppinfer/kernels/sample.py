@@ -1,4 +1,5 @@
-"""Draws tokens in C++ over threads, from logits as they are (``src/sample.h``).
+"""Draws tokens in C++ over threads, from logits as they are, or says how likely given ones are
+(``src/sample.h``).
 
 What is drawn is defined by ``stage/draw.py``; this differs where the random number falls within
 rounding of the boundary between two tokens. The same on every path and number of threads.
@@ -9,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from ctypes import Array, Structure, addressof, c_double, c_float, c_int32, c_int64, c_void_p
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -28,7 +31,7 @@ class Settings(Structure):
         *((name, c_void_p) for name in ("seen", "counts", "biased", "biases", "forbidden")),
         *((name, c_int32) for name in ("num_seen", "num_biased", "num_forbidden")),
         *((name, c_float) for name in ("repetition", "presence", "frequency")),
-        *((name, c_int32) for name in ("row", "highest", "logprobs", "unused")),
+        *((name, c_int32) for name in ("row", "highest", "logprobs", "given")),
     ]
 
 
@@ -55,11 +58,41 @@ def draw_rows(
     kernels: library.Kernels, logits: Tensor, settings: Sequence[Settings]
 ) -> Array[Drawn]:
     """One draw for each of ``settings``, from the row of ``logits`` ``(rows, vocab)`` it names."""
-    logits = logits.contiguous()
-    count = len(settings)
-    asked, drawn = (Settings * count)(*settings), (Drawn * count)()
-    kernels.sample(
-        int(logits.dtype == torch.bfloat16), logits.data_ptr(), addressof(asked), addressof(drawn),
-        count, logits.shape[1], torch.get_num_threads(),
-    )  # fmt: skip
+    asked = (Settings * len(settings))(*settings)
+    drawn = (Drawn * len(settings))()
+    _sample(kernels, logits, addressof(asked), addressof(drawn), len(settings))
     return drawn
+
+
+def look_up(
+    kernels: library.Kernels,
+    logits: Tensor,
+    tokens: Sequence[int],
+    highest: Sequence[int],
+    tops: Sequence[int],
+) -> npt.NDArray[np.void]:
+    """How likely ``logits`` ``(rows, vocab)`` make a token each, and the ``tops`` likeliest.
+
+    Args:
+        highest: the greatest element of each row.
+
+    Returns:
+        ``Drawn`` structs, one a row.
+    """
+    asked = np.zeros(len(tokens), np.dtype(Settings))
+    drawn = np.empty(len(tokens), np.dtype(Drawn))
+    asked["row"] = np.arange(len(tokens))
+    asked["given"], asked["highest"], asked["logprobs"] = tokens, highest, tops
+    _sample(kernels, logits, asked.ctypes.data, drawn.ctypes.data, len(tokens))
+    return drawn
+
+
+def _sample(
+    kernels: library.Kernels, logits: Tensor, settings: int, drawn: int, count: int
+) -> None:
+    """The arguments ``settings`` and ``drawn`` are addresses."""
+    logits = logits.contiguous()
+    kernels.sample(
+        int(logits.dtype == torch.bfloat16), logits.data_ptr(), settings, drawn, count,
+        logits.shape[1], torch.get_num_threads(),
+    )  # fmt: skip

@@ -41,6 +41,7 @@ from ppinfer.messages.set_up import (
 from ppinfer.messages.steps import (
     PENDING,
     NewSequence,
+    PromptLogprobs,
     SampledToken,
     SequenceStep,
     StepPlan,
@@ -57,6 +58,7 @@ __all__ = [
     "Points",
     "ProfileRequest",
     "ProfileResult",
+    "PromptLogprobs",
     "SampledToken",
     "SequenceStep",
     "Shutdown",

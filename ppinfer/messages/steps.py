@@ -15,8 +15,8 @@ from ppinfer.sampling import SamplingParams
 class NewSequence(msgspec.Struct, frozen=True, array_like=True):
     """A sequence's immutable part, sent with its first step, and again if it starts over.
 
-    ``history`` holds its tokens so far, prompt first, where penalties need them, and is empty
-    otherwise.
+    ``history`` holds its tokens so far, prompt first, where penalties or ``prompt_logprobs`` need
+    them, and is empty otherwise.
     """
 
     seq_id: int
@@ -39,7 +39,8 @@ class SequenceStep(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     ``tokens[i]`` stands at position ``start + i``, a single one may be ``PENDING``; ``new_blocks``
     are appended to the sequence's block table before the step; ``sample`` asks for the token after
-    the last one.
+    the last one. ``scores`` asks for the log-probabilities of that many prompt tokens: those that
+    follow the step's last tokens, where the last of all is followed by none.
     """
 
     seq_id: int
@@ -47,6 +48,7 @@ class SequenceStep(msgspec.Struct, frozen=True, array_like=True, gc=False):
     tokens: list[int]
     new_blocks: list[int]
     sample: bool
+    scores: int = 0
 
 
 class StepPlan(Message, frozen=True):
@@ -73,6 +75,11 @@ class StepPlan(Message, frozen=True):
         """The sequences that get a token, in the plan's order."""
         return [step.seq_id for step in self.steps if step.sample]
 
+    @property
+    def scored(self) -> list[tuple[int, int]]:
+        """The sequences whose prompts are scored, and how many tokens of each, in that order."""
+        return [(step.seq_id, step.scores) for step in self.steps if step.scores]
+
 
 class SampledToken(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """``top_ids`` and ``top_logprobs`` are parallel, likeliest first, where they were asked for.
@@ -87,8 +94,24 @@ class SampledToken(msgspec.Struct, frozen=True, array_like=True, gc=False):
     top_logprobs: tuple[float, ...] = ()
 
 
+class PromptLogprobs(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Log-probabilities of consecutive prompt tokens of one sequence, each given those before it.
+
+    ``highest`` are the tokens that would have been the likeliest in their places. ``top_ids`` and
+    ``top_logprobs`` hold as many a token as were asked for, likeliest first, one token after the
+    other.
+    """
+
+    seq_id: int
+    logprobs: tuple[float, ...]
+    highest: tuple[int, ...]
+    top_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
 class StepResult(Message, frozen=True):
-    """What the last stage drew in one step, in the plan's order."""
+    """What the last stage drew in one step, and how likely prompts are, in the plan's order."""
 
     step_id: int
     tokens: list[SampledToken]
+    prompts: list[PromptLogprobs] = msgspec.field(default_factory=list)

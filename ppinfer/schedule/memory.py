@@ -65,7 +65,7 @@ class KVMemory:
         """
         prompt_len, max_tokens = len(request.prompt_token_ids), request.params.max_tokens
         # The last token is drawn but never computed, so it needs no room.
-        most = self.pool.blocks_for(prompt_len + max_tokens - 1)
+        most = self.pool.blocks_for(prompt_len + max(max_tokens, 1) - 1)
         if most > self.pool.num_blocks:
             raise CapacityError(
                 f"A prompt of {prompt_len} tokens with max_tokens {max_tokens} needs {most} "
@@ -84,10 +84,11 @@ class KVMemory:
         """Blocks of the cached beginning of a waiting sequence; ``None`` if it does not fit now.
 
         At least one token is left to compute, since there must be logits to draw from. A block of
-        the beginning that is free will be free no longer, so only blocks in use save room.
+        the beginning that is free will be free no longer, so only blocks in use save room. Where a
+        prompt is scored, what it begins with must be computed all the same.
         """
         prefix: list[int] = []
-        if self._prefix_caching:
+        if self._prefix_caching and not seq.needs_scores:
             num_blocks = (seq.num_tokens - 1) // self.pool.block_size
             prefix = self.pool.lookup(seq.hashes(0, num_blocks, self.pool.block_size))
         needed = self.wanted(seq) - len(prefix) + self.pool.num_free_among(prefix)

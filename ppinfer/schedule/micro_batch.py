@@ -31,6 +31,7 @@ from ppinfer.errors import StageError
 from ppinfer.messages import (
     PENDING,
     NewSequence,
+    PromptLogprobs,
     SampledToken,
     SequenceStep,
     StepPlan,
@@ -49,14 +50,16 @@ _NO_BLOCKS: list[int] = []
 
 
 class TokenUpdate(msgspec.Struct, frozen=True, gc=False):
-    """A new token; ``finish_reason`` is set if the sequence ended with it."""
+    """A new token; ``finish_reason`` is set if the sequence ended with it.
 
-    sampled: SampledToken
+    ``prompt`` comes once, with the first token or, where none was to be drawn, alone: all of the
+    prompt's log-probabilities, if they were asked for.
+    """
+
+    seq_id: int
+    sampled: SampledToken | None
     finish_reason: FinishReason | None
-
-    @property
-    def seq_id(self) -> int:
-        return self.sampled.seq_id
+    prompt: list[PromptLogprobs] | None = None
 
 
 class MicroBatchManager:
@@ -239,11 +242,12 @@ class MicroBatchManager:
                     start,
                     tokens[start:end] if end <= len(tokens) else _LATEST,
                     new_blocks,
-                    end == drawn,
+                    draws := end == drawn and not seq.ends_with_prompt,
+                    seq.scores_in(start, end) if start < seq.prompt_len else 0,
                 )
             )
             seq.num_planned = end
-            seq.num_pending += end == drawn
+            seq.num_pending += draws
         plan = StepPlan(self._next_step, slot.index, self._ended, new, steps, threads)
         self._next_step += 1
         self._ended = []
@@ -254,11 +258,11 @@ class MicroBatchManager:
     def commit(self, result: StepResult) -> list[TokenUpdate]:
         """Take in the oldest step's result: append tokens, end sequences, make blocks known.
 
-        Returns one update a new token, in the plan's order; sequences that ended meanwhile have
-        none.
+        Returns one update a new token, and one a prompt that ended without, in the plan's order;
+        sequences that ended meanwhile have none.
 
         Raises:
-            StageError: the result is not the oldest step's, or not for its sequences.
+            StageError: the result is not the oldest step's, or not for its sequences and tokens.
         """
         oldest = self._in_flight[0] if self._in_flight else None
         if oldest is None or result.step_id != oldest.step_id:
@@ -271,13 +275,20 @@ class MicroBatchManager:
                 f"The last stage answered step {result.step_id} with tokens of sequences {drawn}, "
                 f"but the plan asked for {wanted}."
             )
+        scored = [(prompt.seq_id, len(prompt.logprobs)) for prompt in result.prompts]
+        if scored != oldest.scored:
+            raise StageError(
+                f"The last stage answered step {result.step_id} with log-probabilities of other "
+                "prompt tokens than the plan asked for."
+            )
         self._in_flight.popleft()
         self.slots[oldest.slot].in_flight -= 1
         updates: list[TokenUpdate] = []
-        tokens = iter(result.tokens)
+        tokens, prompts = iter(result.tokens), iter(result.prompts)
         sequences, block_size = self._sequences, self.pool.block_size
         for step in oldest.steps:
             sampled = next(tokens) if step.sample else None
+            prompt = next(prompts) if step.scores else None
             seq = sequences.get(step.seq_id)
             if seq is None or result.step_id < seq.first_step:
                 continue
@@ -285,11 +296,18 @@ class MicroBatchManager:
             seq.num_computed = computed = seq.num_computed + count
             if computed % block_size < count:  # a block is full now
                 self.memory.computed(seq, computed - count, computed)
+            if prompt is not None:
+                seq.add_scores(computed, prompt)
+            reason: FinishReason | None = None
             if sampled is not None:
                 reason = seq.take(sampled.token)
-                if reason is not None:
-                    self._end(seq, reason)
-                updates.append(TokenUpdate(sampled, reason))
+            elif seq.ends_with_prompt and computed == seq.prompt_len:
+                reason = "length"
+            else:
+                continue
+            if reason is not None:
+                self._end(seq, reason)
+            updates.append(TokenUpdate(step.seq_id, sampled, reason, seq.take_scores()))
         return updates
 
     # ------------------------------------------------------------ inside
@@ -308,7 +326,7 @@ class MicroBatchManager:
             self._waiting.remove(seq)
         else:
             self._withdraw(seq)
-            if reason != "abort":
+            if reason != "abort" and not seq.ends_with_prompt:
                 self.memory.lengths.add(seq.num_output)
         seq.slot = None
         seq.finish_reason = reason

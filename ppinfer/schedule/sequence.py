@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ppinfer.messages import NewSequence
+from ppinfer.messages import NewSequence, PromptLogprobs
 from ppinfer.request import FinishReason, Request
 from ppinfer.schedule.block_pool import hash_blocks, root_of
 
@@ -30,6 +30,10 @@ class Sequence:
         slot: index of its micro-batch; ``None`` while it waits and after its end.
         announced: whether a plan has introduced it to the stages.
         first_step: results of steps before this one are of an earlier life, and do not count.
+        scores: log-probabilities of its prompt that have come and were not handed on.
+        num_scored: of how many tokens the followers' log-probabilities have come; from there on
+            they are asked for, also where tokens before it are computed once more.
+        ends_with_prompt: whether no token is to be drawn.
     """
 
     request: Request
@@ -47,17 +51,26 @@ class Sequence:
     block_hashes: list[bytes] = field(default_factory=list)
     slot: int | None = None
     announced: bool = False
+    scores: list[PromptLogprobs] = field(default_factory=list)
+    num_scored: int = 0
     finish_reason: FinishReason | None = None
     seq_id: int = field(init=False)
     prompt_len: int = field(init=False)
+    ends_with_prompt: bool = field(init=False)
     _most_computed: int = field(init=False)
+    _num_to_score: int = field(init=False)
+    _scores_taken: bool = field(init=False)
     _stop_ids: frozenset[int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.seq_id = self.request.seq_id
         self.prompt_len = len(self.request.prompt_token_ids)
+        params = self.request.params
+        self.ends_with_prompt = params.max_tokens == 0
         # The last token of all is drawn but never computed.
-        self._most_computed = self.prompt_len + self.request.params.max_tokens - 1
+        self._most_computed = self.prompt_len + max(params.max_tokens, 1) - 1
+        self._num_to_score = 0 if params.prompt_logprobs is None else self.prompt_len - 1
+        self._scores_taken = params.prompt_logprobs is None
         self._stop_ids = self.request.stop_ids
 
     @property
@@ -91,6 +104,15 @@ class Sequence:
     def in_flight(self) -> bool:
         return self.num_planned > self.num_computed
 
+    @property
+    def needs_scores(self) -> bool:
+        """Whether some of its prompt must be computed for the log-probabilities alone."""
+        return self.num_scored < self._num_to_score
+
+    def scores_in(self, start: int, end: int) -> int:
+        """How many log-probabilities are still wanted of a step over the tokens in between."""
+        return max(0, min(end, self._num_to_score) - max(start, self.num_scored))
+
     def hashes(self, first: int, last: int, block_size: int) -> list[bytes]:
         """Content hashes of the blocks from ``first`` to before ``last``; each is computed once."""
         known = self.block_hashes
@@ -100,12 +122,28 @@ class Sequence:
             known += hash_blocks(tokens, block_size, parent)
         return known[first:last]
 
+    def add_scores(self, end: int, scored: PromptLogprobs) -> None:
+        """Keep what came of a step up to token ``end``, unless it came before."""
+        last = min(end, self._num_to_score)
+        if last - len(scored.logprobs) == self.num_scored:
+            self.scores.append(scored)
+            self.num_scored = last
+
+    def take_scores(self) -> list[PromptLogprobs] | None:
+        """Hand on the whole prompt's; ``None`` where none were asked for, or all are gone."""
+        if self._scores_taken or self.needs_scores:
+            return None
+        self._scores_taken = True
+        scores, self.scores = self.scores, []
+        return scores
+
     def introduction(self) -> NewSequence:
         """What the stages are told of it when it is admitted."""
         request = self.request
-        history = tuple(self.tokens) if request.params.has_penalties else ()
+        params = request.params
+        history = tuple(self.tokens) if params.has_penalties or self.needs_scores else ()
         stop_ids = tuple(sorted(request.stop_ids))
-        return NewSequence(request.seq_id, self.prompt_len, request.params, stop_ids, history)
+        return NewSequence(request.seq_id, self.prompt_len, params, stop_ids, history)
 
     def enter(self, slot: int, num_cached: int) -> None:
         """Admitted to a slot, behind a beginning that needs not be computed."""

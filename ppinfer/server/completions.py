@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
 from contextlib import aclosing
 
 import msgspec
 
-from ppinfer.request import TokenLogprobs
+from ppinfer.request import PromptTokenLogprobs, TokenLogprobs
 from ppinfer.server import params as fields
 from ppinfer.server.errors import invalid
 from ppinfer.server.exchange import Exchange
@@ -32,13 +33,12 @@ async def completions(service: Service, exchange: Exchange, salt: str) -> None:
     count = fields.choices(request)
     fields.with_usage(request)
     params = fields.completion_params(request, engine.info.vocab_size)
-    if request.echo and request.logprobs is not None:
-        raise invalid("logprobs", "logprobs together with echo is not supported by this server.")
     with service.places.take(len(given) * count, "prompt" if len(given) > 1 else "n"):
-        prompts = [await _encoded(service, prompt) for prompt in given]
+        least = 0 if request.max_tokens == 0 else 1
+        prompts = [await _encoded(service, prompt, least) for prompt in given]
         echoes = await _echoes(service, request, given)
         reply = _Reply(service, exchange, request, prompts, echoes, count)
-        if request.max_tokens == 0:
+        if request.max_tokens == 0 and request.logprobs is None:
             await reply.echo_alone()
             return
         async with service.answers(prompts, request, params, salt) as answers:
@@ -59,10 +59,10 @@ def _prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]
     return list(prompt)  # type: ignore[arg-type]
 
 
-async def _encoded(service: Service, prompt: str | list[int]) -> list[int]:
+async def _encoded(service: Service, prompt: str | list[int], new_tokens: int) -> list[int]:
     if isinstance(prompt, str):
         prompt = await service.texts.encode(service.engine.tokenizer, prompt, True, "prompt")
-    service.check_prompt(prompt, "prompt")
+    service.check_prompt(prompt, "prompt", new_tokens)
     return prompt
 
 
@@ -92,13 +92,13 @@ class _Reply:
         count: int,
     ) -> None:
         self._service, self._exchange, self._request = service, exchange, request
-        self._prompts = prompts
+        self._prompts, self._count = prompts, count
         self._echoes = [echo for echo in echoes for _ in range(count)]
         self._id = f"cmpl-{secrets.token_hex(12)}"
         self._created = int(time.time())
         self._model = request.model or service.model_name
         self._logprobs = [
-            CompletionLogprobsMaker(service.token_texts, service.hidden_ids, len(echo))
+            CompletionLogprobsMaker(service.token_texts, service.hidden_ids, echo)
             for echo in self._echoes
         ]
 
@@ -124,7 +124,10 @@ class _Reply:
                 wholes[index].add(delta)
         choices = [
             CompletionChoice(
-                index, whole.text, self._made(index, whole.logprobs), whole.finish_reason
+                index,
+                whole.text,
+                self._made(index, whole.logprobs, whole.prompt_logprobs),
+                whole.finish_reason,
             )
             for index, whole in enumerate(wholes)
         ]
@@ -143,7 +146,7 @@ class _Reply:
                 new_tokens += len(delta.token_ids)
                 text = echoes.pop(index, "") + delta.text
                 reason = finish_reason(delta.finish_reason)
-                logprobs = self._made(index, delta.logprobs or ())
+                logprobs = self._made(index, delta.logprobs or (), delta.prompt_logprobs or ())
                 if text or reason or (logprobs and logprobs.tokens):
                     choice = CompletionChoice(index, text, logprobs, reason)
                     await self._exchange.event(_encode(self._chunk(choice)))
@@ -157,9 +160,14 @@ class _Reply:
         await self._exchange.end_events()
 
     def _made(
-        self, index: int, entries: list[TokenLogprobs] | tuple[()]
+        self,
+        index: int,
+        entries: Sequence[TokenLogprobs],
+        prompt: Sequence[PromptTokenLogprobs | None],
     ) -> CompletionLogprobs | None:
-        return self._logprobs[index].make(entries) if self._request.logprobs is not None else None
+        if self._request.logprobs is None:
+            return None
+        return self._logprobs[index].make(entries, self._prompts[index // self._count], prompt)
 
     def _chunk(self, choice: CompletionChoice) -> Completion:
         chunk = self._answer([choice])

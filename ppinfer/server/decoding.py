@@ -29,16 +29,21 @@ _LAST_KEY = re.compile(rb'"([A-Za-z_]{1,40})"\s*:\s*-?$')
 
 def decode(body: bytes, kind: type[StructT]) -> StructT:
     """Raises ``ApiError`` with status 400."""
+    request = decode_struct(body, kind)
+    refuse_unsupported(request)
+    return request
+
+
+def decode_struct(body: bytes, kind: type[StructT]) -> StructT:
+    """Where ``Raw`` fields may hold anything. Raises ``ApiError`` with status 400."""
     try:
-        request = msgspec.json.decode(body, type=kind)
+        return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         raise _explain(str(error)) from None
     except msgspec.DecodeError as error:
         raise _malformed(body, str(error)) from None
     except (UnicodeDecodeError, RecursionError):
         raise invalid(None, "The body is not valid JSON in UTF-8.") from None
-    refuse_unsupported(request)
-    return request
 
 
 def refuse_unsupported(request: msgspec.Struct, where: str = "") -> None:

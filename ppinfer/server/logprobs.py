@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from ppinfer.engine.detokenizer import decoder_kinds
 from ppinfer.engine.tokenizer import Tokenizer
-from ppinfer.request import TokenLogprobs
+from ppinfer.request import PromptTokenLogprobs, TokenLogprobs
 from ppinfer.server.protocol import (
     ChatLogprobs,
     CompletionLogprobs,
@@ -81,27 +81,65 @@ def chat_logprobs(entries: Sequence[TokenLogprobs], texts: TokenTexts) -> ChatLo
 
 
 class CompletionLogprobsMaker:
-    """The older shape, in which every token has its place in the text.
+    """The older shape, in which every token has its place in the text, in characters.
 
-    ``offset`` is where the first new token stands, in characters.
+    ``echo`` is the text of the prompt where the answer begins with it.
     """
 
-    def __init__(self, texts: TokenTexts, hidden: frozenset[int], offset: int = 0) -> None:
+    def __init__(self, texts: TokenTexts, hidden: frozenset[int], echo: str = "") -> None:
         self._texts = texts
         self._hidden = hidden  # tokens that leave no text
-        self._offset = offset
+        self._echo = echo
+        self._offset = len(echo)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def make(self, entries: Sequence[TokenLogprobs]) -> CompletionLogprobs:
-        """For the next tokens. The token itself is always among the likeliest."""
+    def make(
+        self,
+        entries: Sequence[TokenLogprobs],
+        prompt_token_ids: Sequence[int] = (),
+        prompt: Sequence[PromptTokenLogprobs | None] = (),
+    ) -> CompletionLogprobs:
+        """For the next tokens, and before them for the prompt, where it comes with these.
+
+        The token itself is always among the likeliest.
+        """
         made = CompletionLogprobs([], [], [], [])
+        if prompt:
+            self._offset = 0
+            for token, scored in zip(prompt_token_ids, prompt, strict=True):
+                self._add(made, token, scored)
+                self._offset += self._echoed(token)
+            self._offset = len(self._echo)
+            self._decoder.reset()
         for entry in entries:
-            value = max(entry.logprob, LOWEST)
-            made.tokens.append(self._texts.text_of(entry.token_id))
-            made.token_logprobs.append(value)
-            top = {self._texts.text_of(t): max(v, LOWEST) for t, v in entry.top.items()}
-            made.top_logprobs.append(top | {self._texts.text_of(entry.token_id): value})
-            made.text_offset.append(self._offset)
+            self._add(made, entry.token_id, entry)
             if entry.token_id not in self._hidden:
                 self._offset += len(self._decoder.decode(self._texts.bytes_of(entry.token_id)))
         return made
+
+    def _add(self, made: CompletionLogprobs, token: int, entry: TokenLogprobs | None) -> None:
+        text = self._texts.text_of(token)
+        made.tokens.append(text)
+        made.text_offset.append(self._offset)
+        if entry is None:
+            made.token_logprobs.append(None)
+            made.top_logprobs.append(None)
+            return
+        value = max(entry.logprob, LOWEST)
+        made.token_logprobs.append(value)
+        top = {self._texts.text_of(t): max(v, LOWEST) for t, v in entry.top.items()}
+        made.top_logprobs.append(top | {text: value})
+
+    def _echoed(self, token: int) -> int:
+        """How many characters of the echo are the token's, which stands at the offset.
+
+        A tokenizer may begin with special tokens, or with a blank, of which the text knows nothing.
+        """
+        text = self._decoder.decode(self._texts.bytes_of(token))
+        if self._echo.startswith(text, self._offset):
+            return len(text)
+        if token in self._hidden:
+            return 0
+        if text.startswith(" ") and self._echo.startswith(text[1:], self._offset):
+            return len(text) - 1
+        return min(len(text), len(self._echo) - self._offset)

@@ -47,11 +47,15 @@ def chat_params(request: ChatRequest, vocab_size: int, max_model_len: int) -> Sa
 
 
 def completion_params(request: CompletionRequest, vocab_size: int) -> SamplingParams:
-    """``max_tokens`` of 0, which only an echo may have, is for the caller to handle."""
+    """``max_tokens`` of 0 may only have an echo. Without ``logprobs``, where there is nothing to
+    compute, it is for the caller to handle."""
     limit = COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
-    if limit == 0 and request.echo:
+    scored = request.logprobs if request.echo else None
+    if limit == 0 and request.echo and scored is None:
         limit = 1
-    return _params(request, vocab_size, max_tokens=limit, logprobs=request.logprobs)
+    return _params(
+        request, vocab_size, max_tokens=limit, logprobs=request.logprobs, prompt_logprobs=scored
+    )
 
 
 def choices(request: Generate) -> int:

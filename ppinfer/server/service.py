@@ -105,12 +105,12 @@ class Service:
                 404, "There is no such model here.", param="model", code="model_not_found"
             )
 
-    def check_prompt(self, ids: list[int], param: str) -> None:
+    def check_prompt(self, ids: list[int], param: str, new_tokens: int = 1) -> None:
         """Before anything is computed: not empty, in the vocabulary, and with room to go on."""
         info = self.engine.info
         if not ids:
             raise invalid(param, f"{param} is empty; it must come to at least one token.")
-        if len(ids) >= info.max_model_len:
+        if len(ids) + new_tokens > info.max_model_len:
             raise context_length_exceeded(param, len(ids), info.max_model_len)
         fields.check_ids(ids, info.vocab_size, param)
 

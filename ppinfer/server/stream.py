@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import NamedTuple
 
-from ppinfer.request import FinishReason, RequestDelta, TokenLogprobs
+from ppinfer.request import FinishReason, PromptTokenLogprobs, RequestDelta, TokenLogprobs
 from ppinfer.sampling import SamplingParams
 from ppinfer.server import protocol
 from ppinfer.server.backend import Engine, TokenStream
@@ -133,6 +133,7 @@ class Whole:
     parts: list[str] = field(default_factory=list)
     num_tokens: int = 0
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[PromptTokenLogprobs | None] = field(default_factory=list)
     finish_reason: protocol.FinishReason = "length"
 
     @property
@@ -143,6 +144,7 @@ class Whole:
         self.parts.append(delta.text)
         self.num_tokens += len(delta.token_ids)
         self.logprobs.extend(delta.logprobs or ())
+        self.prompt_logprobs.extend(delta.prompt_logprobs or ())
         if reason := finish_reason(delta.finish_reason):
             self.finish_reason = reason
 

@@ -20,6 +20,7 @@ from ppinfer.comm.transport import Receive
 from ppinfer.messages import (
     PENDING,
     Message,
+    PromptLogprobs,
     Shutdown,
     StatsRequest,
     StepPlan,
@@ -132,7 +133,12 @@ class StageLoop:
             if self._links.token_outbox is not None and tokens:
                 # Before the driver hears of them, since stage 0 may be waiting.
                 self._links.token_outbox.send(self._runner.as_tensor([t.token for t in tokens]))
-            self._emit(StepResult(step_id, tokens))
+            prompts: list[PromptLogprobs] = []
+            if plan.scored:
+                clock.enter(Activity.SAMPLE, step_id)
+                prompts = self._runner.score(step, hidden)
+                clock.enter(Activity.SEND, step_id)
+            self._emit(StepResult(step_id, tokens, prompts))
             if self._manager.is_first:
                 self._feed.put(tokens)
         elif self._manager.is_first:

@@ -9,10 +9,11 @@ import torch
 from ppinfer.comm.stage_manager import PipelineStageManager
 from ppinfer.errors import StageError
 from ppinfer.kernels.attention import AttentionBatch
-from ppinfer.messages import SampledToken, StepPlan
+from ppinfer.messages import PromptLogprobs, SampledToken, StepPlan
 from ppinfer.models.decoder import StageModel
 from ppinfer.stage.kv_cache import KVCache
 from ppinfer.stage.sampler import Sampler
+from ppinfer.stage.scorer import Scorer
 
 
 @dataclass(slots=True)
@@ -48,7 +49,9 @@ class StageRunner:
         self._device = device
         self._sequences: dict[int, _SequenceState] = {}
         self._next_step = 0
-        self._sampler = Sampler(model.config.vocab_size) if manager.is_last else None
+        vocab_size = model.config.vocab_size
+        self._sampler = Sampler(vocab_size) if manager.is_last else None
+        self._scorer = Scorer(vocab_size, model.logits) if manager.is_last else None
 
     def begin(self, plan: StepPlan) -> Step:
         """Bring the sequences' state up to the plan.
@@ -65,10 +68,14 @@ class StageRunner:
             self._sequences.pop(seq_id, None)
             if self._sampler is not None:
                 self._sampler.remove(seq_id)
+            if self._scorer is not None:
+                self._scorer.remove(seq_id)
         for new in plan.new:
             self._sequences[new.seq_id] = _SequenceState()
             if self._sampler is not None:
                 self._sampler.add(new)
+            if self._scorer is not None:
+                self._scorer.add(new)
         first_steps = {new.seq_id for new in plan.new}
         starts, lengths, tables = [], [], []
         for step in plan.steps:
@@ -124,6 +131,11 @@ class StageRunner:
             hidden = hidden[torch.tensor(rows, device=hidden.device)]
         logits = self._model.logits(hidden)
         return self._sampler.sample(logits, seq_ids, positions)
+
+    def score(self, step: Step, hidden: torch.Tensor) -> list[PromptLogprobs]:
+        """How likely the prompts are that the plan scores; last stage only."""
+        assert self._scorer is not None
+        return self._scorer.score(step.plan, hidden)
 
     def _refusal(self, why: str) -> StageError:
         stage = self._manager.stage

@@ -37,6 +37,7 @@ class SequenceSampler:
             top_p=params.top_p,
             min_p=params.min_p,
             logprobs=-1 if params.logprobs is None else params.logprobs,
+            given=-1,
         )
         self._adjustments.fill(self._settings)
 
@@ -107,12 +108,7 @@ class Sampler:
         Raises:
             StageError: there is a NaN among the logits.
         """
-        highest = argmax_rows(logits)
-        if -1 in highest:
-            raise StageError(
-                "The last stage computed logits that are no numbers; the weights are damaged, or "
-                "too large for the dtype: try fp32 or bf16."
-            )
+        highest = highest_of(logits)
         sampled = list(map(SampledToken, seq_ids, highest))
         samplers = [self._sequences[seq_id] for seq_id in seq_ids]
         rows = [i for i, sampler in enumerate(samplers) if not sampler.is_plain(positions[i])]
@@ -127,3 +123,18 @@ class Sampler:
             for i, drawn in zip(rows, draw_rows(kernels, logits, settings), strict=True):
                 sampled[i] = samplers[i].take(drawn)
         return sampled
+
+
+def highest_of(logits: torch.Tensor) -> list[int]:
+    """The likeliest token of each row of ``logits`` ``(rows, vocab)``, of equal ones the first.
+
+    Raises:
+        StageError: there is a NaN among them.
+    """
+    highest = argmax_rows(logits)
+    if -1 in highest:
+        raise StageError(
+            "The last stage computed logits that are no numbers; the weights are damaged, or too "
+            "large for the dtype: try fp32 or bf16."
+        )
+    return highest

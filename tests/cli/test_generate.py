@@ -61,6 +61,21 @@ class TestOutput:
         assert (result.exit_code, result.stdout) == (2, "")
         assert result.stderr == "ppinfer: error: --logprobs shows in JSON only; add --json.\n"
 
+    def test_prompt_logprobs(self, engine: Engine) -> None:
+        result = run("generate", "m", "a b", "--json", "--prompt-logprobs", "1")
+        assert rows(result.stdout)[0]["prompt_logprobs"] == [
+            None,
+            {
+                "token_id": 7,
+                "logprob": -2.0,
+                "top": [{"token_id": 5, "logprob": -0.5}],
+                "is_greedy": False,
+            },
+        ]
+        result = run("generate", "m", "a", "--prompt-logprobs", "0", "--max-tokens", "0")
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "--prompt-logprobs shows in JSON only" in result.stderr
+
     def test_notes_and_quiet(self, engine: Engine) -> None:
         lines = run("generate", "noted", "a").stderr.splitlines()
         assert lines[0] == "ppinfer: note: a note"

@@ -86,10 +86,20 @@ def test_deltas_and_what_is_known_of_the_engine(
     assert [delta.index for delta in found] == [0, 0, 0]
     assert [delta.finish_reason for delta in found] == [None, None, "length"]
     assert all(len(delta.logprobs[0].top) == 2 for delta in found)
+    assert all(delta.prompt_logprobs is None for delta in found)
+
+    async def score() -> list[Any]:
+        params = SamplingParams(max_tokens=0, prompt_logprobs=1)
+        return [delta async for delta in engine.stream([5, 6, 7], params)]
+
+    (scored,) = runner.run(score())
+    assert (scored.token_ids, scored.finish_reason) == ([], "length")
+    assert [entry and entry.token_id for entry in scored.prompt_logprobs] == [None, 6, 7]
+    assert all(len(entry.top) == 1 for entry in scored.prompt_logprobs[1:])
     assert engine.info.limits.max_model_len == 512
     assert len(engine.info.stage_pids) == engine.info.pp_size == 2
     report = runner.run(engine.report())
-    assert report.new_tokens == 3
+    assert report.new_tokens == 0  # of the run that scored
     assert len(report.stages) == 2
     runner.run(engine.check(10))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.checkpoints import make_model, random_ids, save_model
+from support.checkpoints import make_model, random_ids, reference_logits, save_model
 
 from ppinfer import (
     EngineClosedError,
@@ -167,6 +167,42 @@ def test_logprobs_come_with_every_token(engine: PPInferEngine) -> None:
         assert next(iter(entry.top)) == entry.token_id
         assert entry.top[entry.token_id] == entry.logprob
         assert len(entry.top) == 3
+
+
+def test_scores_are_those_of_transformers(engine: PPInferEngine, model: Any) -> None:
+    prompts = [random_ids(length, seed=length) for length in (1, 2, 40, 129, 512)]
+    for prompt, score in zip(prompts, engine.score(prompts, top=2), strict=True):
+        expected = torch.log_softmax(reference_logits(model, prompt).double(), dim=-1)[:-1]
+        chosen = [expected[i, token].item() for i, token in enumerate(prompt[1:])]
+        best = [row.tolist() for row in torch.topk(expected, 2).indices]
+        assert (score.token_ids, score.prompt) == (prompt, None)
+        assert (score.logprobs[0], score.is_greedy[0], score.top[0]) == (None, None, None)
+        assert score.logprobs[1:] == pytest.approx(chosen, abs=1e-4)
+        assert score.total == pytest.approx(sum(chosen), abs=1e-3)
+        assert [list(top or ()) for top in score.top[1:]] == best
+        likeliest = [pair[0] == token for pair, token in zip(best, prompt[1:], strict=True)]
+        assert score.is_greedy[1:] == likeliest
+    assert engine.report().prompt_tokens == sum(map(len, prompts))
+    assert engine.report().new_tokens == 0
+
+
+def test_prompt_logprobs_come_once_and_change_nothing_else(engine: PPInferEngine) -> None:
+    prompt = random_ids(60, seed=8)
+    plain = engine.generate([prompt], FREE)[0]  # and its blocks are in the cache now
+    scored = SamplingParams(max_tokens=12, ignore_eos=True, prompt_logprobs=0)
+    deltas = list(engine.stream([prompt], scored))
+    assert [delta.prompt_logprobs is None for delta in deltas] == [False] + [True] * 11
+    (result,) = engine.generate([prompt], scored)
+    assert result.token_ids == plain.token_ids
+    assert result.prompt_logprobs == deltas[0].prompt_logprobs
+    assert plain.prompt_logprobs is None
+    assert result.prompt_logprobs is not None
+    assert [entry and entry.token_id for entry in result.prompt_logprobs] == [None, *prompt[1:]]
+    whole = engine.score([prompt + result.token_ids])[0]
+    assert all(whole.is_greedy[60:])
+    assert whole.logprobs[:60] == [entry and entry.logprob for entry in result.prompt_logprobs]
+    (text,) = engine.score("hello")
+    assert (text.prompt, len(text.logprobs)) == ("hello", 5)
 
 
 def test_seeded_draws_repeat_and_free_ones_differ(engine: PPInferEngine) -> None:

@@ -29,10 +29,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(model, tmp_path_factory.mktemp("model"))
 
 
-def results(folder: Path, **settings: Any) -> tuple[list[tuple[list[int], list[float]]], int]:
-    """Tokens and log-probabilities of 12 requests, and how often one gave way."""
+def results(folder: Path, **settings: Any) -> tuple[list[Any], int]:
+    """Tokens and log-probabilities of 12 requests, and how often one gave way.
+
+    Of some, those of the prompt are there too.
+    """
     prompts = [random_ids(5 + 9 * i % 40, seed=i) for i in range(12)]
-    params = [SamplingParams(**_logprobs(SETTINGS[i % 4])) for i in range(12)]
+    params = [SamplingParams(**_logprobs(SETTINGS[i % 4], scored=i % 3 == 0)) for i in range(12)]
     with PPInferEngine(folder, pp_size=2, micro_batch_size=4, **settings) as engine:
         manager = engine._driver._manager
         manager.memory.lengths.least = 0
@@ -41,14 +44,18 @@ def results(folder: Path, **settings: Any) -> tuple[list[tuple[list[int], list[f
         assert manager.pool.num_used == 0
         assert manager.memory.room == manager.pool.num_blocks
         return [
-            (output.token_ids, [entry.logprob for entry in output.logprobs or ()])
+            (
+                output.token_ids,
+                [entry.logprob for entry in output.logprobs or ()],
+                output.prompt_logprobs,
+            )
             for output in outputs
         ], manager.num_preemptions
 
 
-def _logprobs(params: SamplingParams) -> dict[str, Any]:
+def _logprobs(params: SamplingParams, scored: bool) -> dict[str, Any]:
     values = {name: getattr(params, name) for name in params.__struct_fields__}
-    return values | {"logprobs": 0}
+    return values | {"logprobs": 0, "prompt_logprobs": 2 if scored else None}
 
 
 @pytest.mark.parametrize("prefix_caching", [True, False])

@@ -9,7 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.reference import NEW_TOKENS, demo_prompt_ids, greedy, stored_tokens
+from support import choices
+from support.reference import (
+    NEW_TOKENS,
+    demo_prompt_ids,
+    greedy,
+    likelihoods,
+    stored_likelihoods,
+    stored_tokens,
+)
 
 from ppinfer import PPInferEngine, SamplingParams
 
@@ -30,6 +38,15 @@ def test_the_stored_tokens_are_those_of_transformers() -> None:
     assert all(len(row) == NEW_TOKENS for row in tokens)
     again = [0, 9, 13, 16, 22]
     assert greedy([demo_prompt_ids()[i] for i in again]) == [tokens[i] for i in again]
+
+
+@pytest.mark.slow
+def test_the_stored_likelihoods_are_those_of_transformers() -> None:
+    stored = stored_likelihoods()
+    assert len(stored) == len(choices.texts())
+    for found, expected in zip(likelihoods(choices.texts()[4:9]), stored[4:9], strict=True):
+        assert found.logprob == pytest.approx(expected.logprob, abs=1e-5)
+        assert found.is_greedy == expected.is_greedy
 
 
 @pytest.mark.slow

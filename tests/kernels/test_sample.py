@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ppinfer.kernels.native import library, paths
+from ppinfer.kernels.sample import look_up
 from ppinfer.messages import NewSequence, SampledToken
 from ppinfer.sampling import SamplingParams
 from ppinfer.stage.adjust import Adjustments
@@ -116,6 +117,26 @@ def test_log_probabilities(kernel_path: str, size: int, dtype: torch.dtype) -> N
             assert sampled.logprob == pytest.approx(logprob, abs=1e-8)
             assert sampled.top_ids == ids
             assert sampled.top_logprobs == pytest.approx(values, abs=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_given_tokens_are_looked_up(kernel_path: str, dtype: torch.dtype) -> None:
+    """With the same bits as where such a token is drawn, and more or less beside it."""
+    kernels = library.active()
+    if kernels is None:
+        pytest.skip("no native kernels on this path")
+    logits = torch.stack([logits_of(1000 + i, dtype)[:1000].round() for i in range(5)])
+    logits[4] = -torch.inf
+    tokens, tops, highest = [0, 999, 5, 77, 3], [20, 0, 1, 3, 2], logits.argmax(dim=-1).tolist()
+    found = look_up(kernels, logits, tokens, highest, tops)
+    for row, token, top, drawn in zip(logits, tokens, tops, found, strict=True):
+        logprob, ids, values = log_probs(row.float(), token, top)
+        assert drawn["logprob"] == pytest.approx(logprob, abs=1e-8)
+        assert tuple(drawn["top_ids"][:top]) == ids
+        assert drawn["top_logprobs"][:top].tolist() == pytest.approx(values, abs=1e-8)
+        (same,) = draws(row, 1, logprobs=top)
+        (again,) = look_up(kernels, row[None], [same.token], [int(row.argmax())], [top])
+        assert (again["logprob"], again["num_top"]) == (same.logprob, top)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

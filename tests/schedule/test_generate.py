@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from support.fake_pipeline import VOCABULARY, expected_output
+from support.fake_pipeline import VOCABULARY, expected_output, expected_scores
 from support.schedule_rig import Rig, make_request
 
 from ppinfer.messages import PENDING, SampledToken, StepResult
@@ -20,11 +20,12 @@ STEPS = StepModel(Curve(((1, 4.0), (9, 12.0))), Curve(((1, 1.0),)), 0.1, 0.1)
 
 # Few tokens, so that prompts begin alike and stop ids are drawn often.
 requests = st.builds(
-    lambda prompt, max_tokens, min_tokens, stop_ids, penalty: (
+    lambda prompt, max_tokens, min_tokens, stop_ids, penalty, scored: (
         tuple(prompt),
         SamplingParams(
-            max_tokens=max_tokens,
-            min_tokens=min(min_tokens, max_tokens),
+            max_tokens=max_tokens - scored,  # 0 among them
+            prompt_logprobs=0 if scored else None,
+            min_tokens=min(min_tokens, max_tokens - scored),
             presence_penalty=penalty,
         ),
         stop_ids,
@@ -38,6 +39,7 @@ requests = st.builds(
     st.integers(0, 6),
     st.frozensets(st.integers(0, VOCABULARY - 1), max_size=2),
     st.sampled_from([0.0, 0.5]),
+    st.booleans(),
 )
 
 
@@ -89,8 +91,11 @@ def test_every_request_gets_exactly_its_tokens_in_any_mix(data):
         else:
             event(rig.reasons[seq_id])
             assert rig.outputs[seq_id] == expected
-            stopped = expected[-1] in request.stop_ids
+            stopped = bool(expected) and expected[-1] in request.stop_ids
             assert rig.reasons[seq_id] == ("stop" if stopped else "length")
+            if request.params.prompt_logprobs is not None:
+                assert rig.scores.pop(seq_id) == expected_scores(request)
+    assert all(rig.reasons[seq_id] == "abort" for seq_id in rig.scores)
     admitted = dict.fromkeys(new.seq_id for plan in rig.pipeline.plans for new in plan.new)
     assert list(admitted) == sorted(admitted), "first come, first served"
     event("preempted" if rig.num_preempted else "all at once")

@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
 import openai
 import pytest
+from support import choices, run_lm_eval
 from support.processes import Marked
+from support.reference import demo_tokenizer, stored_likelihoods
 
 from ppinfer import PPInferEngine, SamplingParams
 
 pytestmark = pytest.mark.slow
 PROMPTS = ["The capital of France is", "Once upon a time, in a", "2, 4, 6, 8,", "Water boils at"]
 TOKENS = 12
+TASK = """
+task: choices
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: "{folder}/questions.jsonl"}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: 0
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
 
 
 @dataclass
@@ -95,6 +112,33 @@ def test_chat_with_seeds_and_bias(served: Served) -> None:
         assert first.choices[0].logprobs is not None
         (biased,) = ask(temperature=0, logit_bias={"28": 100})
         assert biased != plain
+
+
+@pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed")
+def test_lm_eval_finds_what_transformers_does(served: Served, tmp_path: Path) -> None:
+    """Unchanged and without a network, with token ids in batches and with text."""
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, choices.QUESTIONS)))
+    (tmp_path / "choices.yaml").write_text(TASK.format(folder=tmp_path))
+    (tmp_path / "tokenizer").mkdir()
+    demo_tokenizer().backend.save(str(tmp_path / "tokenizer" / "tokenizer.json"))
+    (tmp_path / "tokenizer" / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"}'
+    )
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    done = subprocess.run(
+        [sys.executable, run_lm_eval.__file__, served.url, str(tmp_path)],
+        env=os.environ | offline, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    expected = stored_likelihoods()
+    assert {likelihood.is_greedy for likelihood in expected} == {True, False}
+    for line in done.stdout.splitlines():
+        answers = [answer for question in json.loads(line) for answer in question]
+        assert [logprob for logprob, _ in answers] == pytest.approx(
+            [likelihood.logprob for likelihood in expected], abs=1e-4
+        )
+        assert [greedy for _, greedy in answers] == [each.is_greedy for each in expected]
+    assert done.stdout.count("\n") == 2
 
 
 def test_a_disconnect_makes_room_and_the_end_leaves_nothing(served: Served) -> None:

@@ -334,11 +334,6 @@ class TestPrompts:
         assert [event["choices"][0]["text"] for event in events] == ["Hi"]
         assert not server.engine.calls
 
-    def test_echo_with_logprobs_is_to_come(self, server: RunningServer) -> None:
-        answer = server.complete(echo=True, logprobs=1)
-        assert (answer.status, answer.error["param"]) == (400, "logprobs")
-        assert "echo" in answer.error["message"]
-
 
 def test_seed_of_choice() -> None:
     assert [fields.seed_of_choice(7, i) for i in range(3)] == [7, 8, 9]

@@ -124,11 +124,6 @@ class TestCompletions:
         none = server.complete(logprobs=0).json["choices"][0]["logprobs"]
         assert {len(top) for top in none["top_logprobs"]} == {1}
 
-    def test_offsets_count_from_the_echo(self, server: RunningServer) -> None:
-        """With logprobs an echo is still refused; offsets of answers begin at 0."""
-        choice = server.complete(logprobs=0).json["choices"][0]
-        assert choice["logprobs"]["text_offset"][0] == 0
-
 
 class TestDisconnects:
     @pytest.mark.parametrize("stream", [True, False])

@@ -7,6 +7,7 @@ import time
 
 import pytest
 from support.pipeline_in_threads import PipelineInThreads
+from support.small_llama import CUTS, small_llama
 
 from ppinfer.errors import StageError
 from ppinfer.messages import (
@@ -16,29 +17,18 @@ from ppinfer.messages import (
     StepPlan,
 )
 from ppinfer.models.config import ModelConfig
-from ppinfer.models.policy import LlamaForCausalLMPipelinePolicy
 from ppinfer.sampling import SamplingParams
 
 
 @pytest.fixture(scope="module")
 def config() -> ModelConfig:
-    return LlamaForCausalLMPipelinePolicy().model_config(
-        {
-            "architectures": ["LlamaForCausalLM"], "hidden_size": 48, "intermediate_size": 80,
-            "num_attention_heads": 6, "num_key_value_heads": 2, "num_hidden_layers": 5,
-            "vocab_size": 300, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
-            "rope_theta": 10000.0, "tie_word_embeddings": True, "torch_dtype": "float32",
-        }
-    )  # fmt: skip
+    return small_llama()
 
 
 @pytest.fixture(scope="module")
 def prompts() -> list[list[int]]:
     rng = random.Random(0)
     return [[rng.randrange(300) for _ in range(n)] for n in (1, 3, 40, 17, 130, 2, 64, 33, 16)]
-
-
-CUTS = [[(0, 5)], [(0, 2), (2, 5)], [(0, 1), (1, 4), (4, 5)], [(0, 2), (2, 3), (3, 4), (4, 5)]]
 
 
 @pytest.mark.parametrize("params", [

@@ -19,7 +19,7 @@ from support.small_tokenizers import CHATML, train_byte_level
 from ppinfer.engine.detokenizer import Detokenizer
 from ppinfer.engine.state import EngineState, LiveState, SequenceState
 from ppinfer.engine.tokenizer import Tokenizer
-from ppinfer.request import RequestDelta, TokenLogprobs
+from ppinfer.request import PromptTokenLogprobs, RequestDelta, TokenLogprobs
 from ppinfer.sampling import SamplingParams
 from ppinfer.server.app import App
 from ppinfer.server.run import HttpServer, listen
@@ -95,7 +95,7 @@ class FakeAsyncEngine:
             raise self.fail_at[1]
         self.calls.append(Call(list(prompt_token_ids), params, priority, salt, streamed))
         self.open_streams += 1
-        stream = FakeStream(self, params, len(self.calls), len(prompt_token_ids))
+        stream = FakeStream(self, list(prompt_token_ids), params, len(self.calls))
         self.streams[stream.seq_id] = stream
         return stream
 
@@ -128,10 +128,10 @@ class FakeAsyncEngine:
 
 class FakeStream:
     def __init__(
-        self, engine: FakeAsyncEngine, params: SamplingParams, seq_id: int, prompt_tokens: int
+        self, engine: FakeAsyncEngine, prompt: list[int], params: SamplingParams, seq_id: int
     ) -> None:
-        self._engine, self._params = engine, params
-        self.seq_id, self.prompt_tokens, self.since = seq_id, prompt_tokens, time.monotonic()
+        self._engine, self._prompt, self._params = engine, prompt, params
+        self.seq_id, self.prompt_tokens, self.since = seq_id, len(prompt), time.monotonic()
         assert engine.tokenizer is not None
         ids = engine.tokenizer.encode(ANSWER)
         self._script = [*ids, *sorted(engine.tokenizer.eos_token_ids)]
@@ -151,7 +151,21 @@ class FakeStream:
             raise fail[1]
         return self._delta()
 
+    def _scores(self) -> list[PromptTokenLogprobs | None] | None:
+        """Token ``i`` of a prompt has the log-probability ``-i / 8``."""
+        top = self._params.prompt_logprobs
+        if top is None:
+            return None
+        return [None] + [
+            PromptTokenLogprobs(token, -i / 8, {t: -float(t + 1) for t in range(top)}, i % 2 == 1)
+            for i, token in enumerate(self._prompt[1:], start=1)
+        ]
+
     def _delta(self) -> RequestDelta:
+        if self._params.max_tokens == 0:
+            self._done = True
+            return RequestDelta(0, "", [], "length", None, self._scores())
+        prompt = None if self.sent else self._scores()
         length = len(self._script) - (1 if self._engine.endless else 0)
         token = self._script[self.sent % length]
         self.sent += 1
@@ -170,7 +184,7 @@ class FakeStream:
         if self._params.logprobs is not None:
             top = {t: -float(t + 1) for t in range(self._params.logprobs)}
             logprobs = [TokenLogprobs(token, -0.5 if token else float("-inf"), top)]
-        return RequestDelta(0, text, [token], reason, logprobs)  # type: ignore[arg-type]
+        return RequestDelta(0, text, [token], reason, logprobs, prompt)  # type: ignore[arg-type]
 
     async def aclose(self) -> None:
         if not self._closed:

@@ -13,7 +13,7 @@ from ppinfer.cli import app
 from ppinfer.config import EngineConfig
 from ppinfer.engine.tracing import Tracing
 from ppinfer.errors import RequestError
-from ppinfer.request import RequestDelta, TokenLogprobs
+from ppinfer.request import PromptTokenLogprobs, RequestDelta, TokenLogprobs
 from ppinfer.sampling import SamplingParams
 from ppinfer.trace.model import Trace
 
@@ -83,10 +83,17 @@ class FakeEngine:
                         token_ids=[number],
                         finish_reason="stop" if last else None,
                         logprobs=[entry] if params.logprobs is not None else None,
+                        prompt_logprobs=_scores(params) if number == 0 else None,
                     )
         except GeneratorExit:
             self.aborted += 1
             raise
+
+
+def _scores(params: SamplingParams) -> list[PromptTokenLogprobs | None] | None:
+    if params.prompt_logprobs is None:
+        return None
+    return [None, PromptTokenLogprobs(7, -2.0, {5: -0.5}, False)]
 
 
 def run(*arguments: str, stdin: str | bytes = "") -> Result:

@@ -13,7 +13,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
-from ppinfer.messages import PENDING, NewSequence, SampledToken, SequenceStep, StepPlan, StepResult
+from ppinfer.messages import (
+    PENDING,
+    NewSequence,
+    PromptLogprobs,
+    SampledToken,
+    SequenceStep,
+    StepPlan,
+    StepResult,
+)
 from ppinfer.request import Request
 from ppinfer.schedule.slot import STEPS_A_SLOT
 
@@ -22,6 +30,12 @@ VOCABULARY = 11
 
 def next_token(tokens: Iterable[int]) -> int:
     return crc32(array("q", tokens).tobytes()) % VOCABULARY
+
+
+def expected_scores(request: Request) -> list[int]:
+    """The ``highest`` of every place of the prompt that follows something."""
+    prompt = request.prompt_token_ids
+    return [next_token(prompt[:end]) for end in range(1, len(prompt))]
 
 
 def expected_output(request: Request) -> list[int]:
@@ -83,7 +97,8 @@ class FakePipeline:
         for step in plan.steps:
             self._write(step)
         drawn = [self._sample(step) for step in plan.steps if step.sample]
-        self._queue.append(StepResult(plan.step_id, drawn))
+        scored = [self._score(step) for step in plan.steps if step.scores]
+        self._queue.append(StepResult(plan.step_id, drawn, scored))
 
     def tick(self) -> StepResult | None:
         """Move every step one stage on; what leaves the last stage is returned."""
@@ -118,11 +133,24 @@ class FakePipeline:
 
     def _sample(self, step: SequenceStep) -> SampledToken:
         state = self._live[step.seq_id]
-        tokens = [self._kv[self._place(state, position)] for position in range(state.length)]
+        tokens = self._read(state, state.length)
         num_output = state.length - state.new.prompt_len
         token = _draw(tokens, state.new.stop_ids, num_output, state.new.params.min_tokens)
         state.latest = token
         return SampledToken(step.seq_id, token)
+
+    def _score(self, step: SequenceStep) -> PromptLogprobs:
+        """Only rows of this step have logits, and the prompt's tokens must be known."""
+        state = self._live[step.seq_id]
+        assert len(state.new.history) >= state.new.prompt_len
+        last = min(state.length, state.new.prompt_len - 1)
+        first = last - step.scores
+        assert first >= step.start
+        highest = [next_token(self._read(state, row + 1)) for row in range(first, last)]
+        return PromptLogprobs(step.seq_id, (-1.0,) * step.scores, tuple(highest))
+
+    def _read(self, state: _State, length: int) -> list[int]:
+        return [self._kv[self._place(state, position)] for position in range(length)]
 
     def _place(self, state: _State, position: int) -> tuple[int, int]:
         block, offset = divmod(position, self._block_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +12,16 @@ import torch
 from ppinfer.comm.links import Links
 from ppinfer.comm.memory import MemoryLink
 from ppinfer.comm.stage_manager import PipelineStageManager
-from ppinfer.messages import Message, Shutdown, StageStats, StageTensors, StepResult, ToStage
+from ppinfer.messages import (
+    Message,
+    PromptLogprobs,
+    SampledToken,
+    Shutdown,
+    StageStats,
+    StageTensors,
+    StepResult,
+    ToStage,
+)
 from ppinfer.models.config import ModelConfig
 from ppinfer.models.decoder import StageModel
 from ppinfer.request import Request
@@ -27,7 +37,10 @@ CPU = torch.device("cpu")
 
 
 class PipelineInThreads:
-    """Stages with dummy weights, cut at ``ranges``; ``generate`` is a driver without a socket."""
+    """Stages with dummy weights, cut at ``ranges``; ``generate`` is a driver without a socket.
+
+    ``sampled`` and ``scores`` keep what came of each sequence, scores as if in one piece.
+    """
 
     def __init__(
         self,
@@ -42,6 +55,8 @@ class PipelineInThreads:
         self.results: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self.inboxes: list[queue.SimpleQueue[ToStage]] = []
         self.errors: list[BaseException] = []
+        self.sampled: defaultdict[int, list[SampledToken]] = defaultdict(list)
+        self.scores: dict[int, PromptLogprobs] = {}
         self._threads: list[threading.Thread] = []
         links = [MemoryLink(dtype) for _ in ranges[1:]]
         feed = MemoryLink(torch.int64) if len(ranges) > 1 else None
@@ -106,7 +121,11 @@ class PipelineInThreads:
             message = self.results.get(timeout=60)
             assert isinstance(message, StepResult)
             for update in manager.commit(message):
-                outputs[update.seq_id - first_seq_id].append(update.sampled.token)
+                if update.prompt is not None:
+                    self.scores[update.seq_id] = in_one_piece(update.seq_id, update.prompt)
+                if update.sampled is not None:
+                    outputs[update.seq_id - first_seq_id].append(update.sampled.token)
+                    self.sampled[update.seq_id].append(update.sampled)
         self._next_step = manager._next_step
         return outputs
 
@@ -120,3 +139,9 @@ class PipelineInThreads:
         for thread in self._threads:
             thread.join(timeout=10)
             assert not thread.is_alive()
+
+
+def in_one_piece(seq_id: int, parts: Sequence[PromptLogprobs]) -> PromptLogprobs:
+    names = ("logprobs", "highest", "top_ids", "top_logprobs")
+    joined = [tuple(value for part in parts for value in getattr(part, name)) for name in names]
+    return PromptLogprobs(seq_id, *joined)

@@ -1,7 +1,8 @@
 """The demo model in ``transformers``: what the pipeline's tokens are held against.
 
 Its greedy tokens for every prompt are kept in ``exactness/reference_tokens.json``, because they
-take minutes; a test computes some of them anew. ``python tests/support/reference.py`` writes it.
+take minutes, and beside them how likely it finds the answers of a multiple-choice task; a test
+computes some of either anew. ``python tests/support/reference.py`` writes both.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from support import choices
+from support.choices import Likelihood
 from support.demo_prompts import PROMPTS
 
 from ppinfer.engine.tokenizer import Tokenizer
@@ -25,13 +28,20 @@ from ppinfer.weights.resolve import resolve_model
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 NEW_TOKENS = 48
-STORED = Path(__file__).parents[1] / "exactness" / "reference_tokens.json"
+FOLDER = Path(__file__).parents[1] / "exactness"
+STORED = FOLDER / "reference_tokens.json"
+STORED_LIKELIHOODS = FOLDER / "reference_likelihoods.json"
 
 
 def stored_tokens() -> list[list[int]]:
     """What ``greedy`` gave for every prompt."""
     tokens: list[list[int]] = json.loads(STORED.read_text())
     return tokens
+
+
+def stored_likelihoods() -> list[Likelihood]:
+    """What ``likelihoods`` gave for every choice."""
+    return [Likelihood(*row) for row in json.loads(STORED_LIKELIHOODS.read_text())]
 
 
 @lru_cache(maxsize=1)
@@ -49,11 +59,16 @@ def demo_reference() -> Any:
 
 
 @lru_cache(maxsize=1)
-def demo_prompt_ids() -> list[list[int]]:
-    """Token ids of every prompt in ``demo_prompts``."""
+def demo_tokenizer() -> Tokenizer:
     metadata = open_checkpoint(resolve_model("demo")).metadata
     assert metadata is not None
-    tokenizer = Tokenizer.from_gguf(metadata)
+    return Tokenizer.from_gguf(metadata)
+
+
+@lru_cache(maxsize=1)
+def demo_prompt_ids() -> list[list[int]]:
+    """Token ids of every prompt in ``demo_prompts``."""
+    tokenizer = demo_tokenizer()
     return [tokenizer.encode_prompt(prompt)[1] for prompt in PROMPTS]
 
 
@@ -77,6 +92,25 @@ def greedy(prompts: Sequence[Sequence[int]], new_tokens: int = NEW_TOKENS) -> li
     return outputs
 
 
+def likelihoods(texts: Sequence[tuple[str, str]]) -> list[Likelihood]:
+    """Of each second text after the first, by ``transformers``."""
+    import torch
+
+    encode = demo_tokenizer().encode
+    found = []
+    for context, continuation in texts:
+        ids, begin = encode(context + continuation), len(encode(context))
+        with torch.inference_mode():
+            logits = demo_reference()(torch.tensor([ids])).logits[0, begin - 1 : -1].double()
+        chosen = torch.tensor(ids[begin:])
+        logprobs = torch.log_softmax(logits, dim=-1).gather(1, chosen[:, None])
+        is_greedy = bool((logits.argmax(dim=-1) == chosen).all())
+        found.append(Likelihood(float(logprobs.sum()), is_greedy))
+    return found
+
+
 if __name__ == "__main__":
+    lines = ",\n".join(json.dumps(row) for row in likelihoods(choices.texts()))
+    STORED_LIKELIHOODS.write_text(f"[\n{lines}\n]\n")
     rows = ",\n".join(json.dumps(row) for row in greedy(demo_prompt_ids()))
     STORED.write_text(f"[\n{rows}\n]\n")

@@ -42,6 +42,7 @@ class Rig:
         self.pipeline = FakePipeline(stages, block_size)
         self.max_prefill_tokens = max_prefill_tokens
         self.outputs: dict[int, list[int]] = {}
+        self.scores: dict[int, list[int]] = {}
         self.reasons: dict[int, str] = {}
         self.known: dict[int, int] = {}  # tokens to be computed like a prompt
         self.num_preempted = 0
@@ -75,7 +76,12 @@ class Rig:
         result = self.pipeline.tick()
         if result is not None:
             for update in self.manager.commit(result):
-                self.outputs[update.seq_id].append(update.sampled.token)
+                if update.sampled is not None:
+                    self.outputs[update.seq_id].append(update.sampled.token)
+                if update.prompt is not None:
+                    assert update.seq_id not in self.scores, "a prompt's scores come once"
+                    found = [token for part in update.prompt for token in part.highest]
+                    self.scores[update.seq_id] = found
                 if update.finish_reason is not None:
                     self.reasons[update.seq_id] = update.finish_reason
 

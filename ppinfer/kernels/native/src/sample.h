@@ -1,4 +1,5 @@
-// Draws a token from a row of logits as stage/draw.py defines it, a row a thread.
+// Draws a token from a row of logits as stage/draw.py defines it, or looks at one that is given, a
+// row a thread.
 //
 // All sums are of doubles in a fixed order, with no fused operation and no call into a library, so
 // every path draws the same tokens. Weights are relative to the likeliest token's, which is 1; one
@@ -29,7 +30,7 @@ struct Settings {
   float repetition, presence, frequency;
   int32_t row, highest;  // which row of the logits, and its greatest element
   int32_t logprobs;      // how many likeliest tokens to report, beside the drawn; -1 for neither
-  int32_t unused;
+  int32_t given;         // the token to report on, which is not drawn then; -1 draws
 };
 
 struct Drawn {
@@ -245,7 +246,7 @@ template <class T> static void sample(const T *x, long size, const Settings &s, 
   long i = 0;
   for (; i + LANES <= size; i += LANES) store(&logits[i], load(x + i));
   if (i < size) store_some(&logits[i], load_some(x + i, (int)(size - i)), (int)(size - i));
-  out.token = s.highest;
+  out.token = s.given >= 0 ? s.given : s.highest;
   std::vector<float> *from = &logits;
   if (s.num_seen || s.num_biased || s.num_forbidden) {
     from = &(changed = logits);
