@@ -46,6 +46,9 @@ class EngineConfig:
     num_micro_batches: int | None = _setting(
         None, "Micro-batches that stream through the stages; default: as many as measured best."
     )
+    max_num_seqs: int | None = _setting(
+        None, "Sequences that run at once, at most; default: micro_batch_size for each micro-batch."
+    )
     max_prefill_tokens: int | None = _setting(
         None, "Most prompt tokens that one step computes; default: as many as measured best."
     )
@@ -82,7 +85,9 @@ class EngineConfig:
         for name in ("pp_size", "micro_batch_size", "new_length"):
             self._check_int(name, 1)
         self._check_int("recv_ahead", 1)
-        for name in ("num_micro_batches", "max_prefill_tokens", "max_model_len", "threads"):
+        for name in (
+            "num_micro_batches", "max_num_seqs", "max_prefill_tokens", "max_model_len", "threads",
+        ):  # fmt: skip
             if getattr(self, name) is not None:
                 self._check_int(name, 1)
         self._check_choice("dtype", DTYPES)
@@ -124,7 +129,7 @@ class EngineConfig:
     @property
     def max_sequences(self) -> int:
         """Most sequences that run at once, in all micro-batches together."""
-        return self.micro_batches * self.micro_batch_size
+        return self.max_num_seqs or self.micro_batches * self.micro_batch_size
 
     def _normalise(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)

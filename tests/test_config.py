@@ -42,12 +42,19 @@ def test_unknown_settings_name_the_nearest() -> None:
         ({"timeout": 1e9}, "at most 1,000,000 seconds"),
         ({"timeout": "soon"}, "timeout must be a number"),
         ({"num_micro_batches": 0}, "num_micro_batches must be"),
+        ({"max_num_seqs": 0}, "max_num_seqs must be"),
         ({"prefix_caching": 1}, "prefix_caching must be true or false"),
     ],
 )
 def test_wrong_settings_say_what_was_expected(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words.replace("(", r"\(")):
         EngineConfig.from_settings(settings)
+
+
+def test_how_many_sequences_run_at_once() -> None:
+    assert EngineConfig(pp_size=3, micro_batch_size=5).max_sequences == 15
+    assert EngineConfig(pp_size=3, micro_batch_size=5, num_micro_batches=2).max_sequences == 10
+    assert EngineConfig(pp_size=3, max_num_seqs=7).max_sequences == 7
 
 
 def test_values_are_normalised() -> None:
