@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         TraceError,
         UnknownArchitectureError,
     )
+    from ppinfer.grammar import Grammar
     from ppinfer.models.policy import (
         LlamaForCausalLMPipelinePolicy,
         MistralForCausalLMPipelinePolicy,
@@ -56,6 +57,7 @@ _HOMES = {
     "RequestOutput": "ppinfer.request",
     "TokenLogprobs": "ppinfer.request",
     "SamplingParams": "ppinfer.sampling",
+    "Grammar": "ppinfer.grammar",
     "PipelinePolicy": "ppinfer.models.policy",
     "LlamaForCausalLMPipelinePolicy": "ppinfer.models.policy",
     "MistralForCausalLMPipelinePolicy": "ppinfer.models.policy",

@@ -13,6 +13,7 @@ import msgspec
 from msgspec.structs import force_setattr
 
 from ppinfer.errors import RequestError
+from ppinfer.grammar import Grammar
 
 GREEDY_BELOW = 1e-5
 """A temperature below this is greedy: dividing by it would overflow, and the limit is the same."""
@@ -46,6 +47,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         ignore_eos: go on past the model's end-of-sequence token.
         logprobs: also return the log-probability of each new token and of this many likeliest
             alternatives (from the logits before any setting above changes them); ``None`` is off.
+        grammar: what the output must look like. A token that does not fit it is never drawn, and
+            the sequence ends where nothing may follow; stop tokens are drawn where it may end.
 
     Raises:
         RequestError: a value has the wrong type, is not finite, or is out of its range.
@@ -66,6 +69,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         force_setattr(self, "stop", _strings("stop", self.stop))
@@ -91,6 +95,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             _check_int("seed", self.seed, INT64_MIN, INT64_MAX)
         if self.logprobs is not None:
             _check_int("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if self.grammar is not None and not isinstance(self.grammar, Grammar):
+            raise RequestError(
+                "grammar must be a Grammar, such as Grammar.json_schema(…), not "
+                f"{type(self.grammar).__name__}.",
+                "grammar",
+            )
         if not isinstance(self.ignore_eos, bool):
             raise RequestError(
                 f"ignore_eos must be true or false, not {self.ignore_eos!r}.", "ignore_eos"

@@ -38,7 +38,8 @@ class SequenceStep(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     ``tokens[i]`` stands at position ``start + i``, a single one may be ``PENDING``; ``new_blocks``
     are appended to the sequence's block table before the step; ``sample`` asks for the token after
-    the last one.
+    the last one, which must have a bit in ``mask``, if that is not empty (see
+    ``request.Constraint``).
     """
 
     seq_id: int
@@ -46,6 +47,7 @@ class SequenceStep(msgspec.Struct, frozen=True, array_like=True, gc=False):
     tokens: list[int]
     new_blocks: list[int]
     sample: bool
+    mask: bytes = b""
 
 
 class StepPlan(Message, frozen=True):

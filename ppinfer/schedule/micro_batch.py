@@ -206,6 +206,7 @@ class MicroBatchManager:
                     tokens[start:end] if end <= len(tokens) else _LATEST,
                     new_blocks,
                     end == drawn,
+                    seq.mask if end == drawn else b"",
                 )
             )
             seq.num_planned = end

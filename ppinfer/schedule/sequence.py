@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from ppinfer.messages import NewSequence
-from ppinfer.request import FinishReason, Request
+from ppinfer.request import Constraint, FinishReason, Request
 from ppinfer.schedule.block_pool import hash_blocks, root_of
 
 
@@ -15,7 +17,8 @@ class Sequence:
 
     Two counters follow the tokens: plans cover the first ``num_planned`` of them, and the last
     stage has answered for the first ``num_computed``. They differ only while steps are in flight.
-    Plans run ahead of results, so ``num_planned`` may count tokens that are still to be drawn.
+    Plans run ahead of results, so ``num_planned`` may count tokens that are still to be drawn; not
+    so for a sequence with a constraint, whose next draw depends on the last.
 
     Attributes:
         max_blocks: KV blocks it holds at its longest.
@@ -42,6 +45,7 @@ class Sequence:
     prompt_len: int = field(init=False)
     _most_computed: int = field(init=False)
     _stop_ids: frozenset[int] = field(init=False)
+    _constraint: Constraint | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.seq_id = self.request.seq_id
@@ -49,6 +53,7 @@ class Sequence:
         # The last token of all is drawn but never computed.
         self._most_computed = self.prompt_len + self.request.params.max_tokens - 1
         self._stop_ids = self.request.stop_ids
+        self._constraint = self.request.constraint
 
     @property
     def num_tokens(self) -> int:
@@ -65,6 +70,9 @@ class Sequence:
     @property
     def num_unplanned(self) -> int:
         """Tokens that no plan covers yet: what is left of a prompt, or the latest drawn token."""
+        constraint = self._constraint
+        if constraint is not None and (self.num_pending or constraint.mask is None):
+            return 0
         drawn, most = len(self.tokens) + self.num_pending, self._most_computed
         return (drawn if drawn < most else most) - self.num_planned
 
@@ -75,6 +83,11 @@ class Sequence:
     @property
     def in_flight(self) -> bool:
         return self.num_planned > self.num_computed
+
+    @property
+    def mask(self) -> bytes:
+        """What the next token is drawn from; empty: everything."""
+        return b"" if self._constraint is None else self._constraint.mask or b""
 
     def hashes(self, first: int, last: int, block_size: int) -> list[bytes]:
         """Content hashes of the blocks from ``first`` to before ``last``; each is computed once."""
@@ -87,10 +100,12 @@ class Sequence:
 
     def introduction(self) -> NewSequence:
         """What the stages are told of it once."""
-        request = self.request
-        history = request.prompt_token_ids if request.params.has_penalties else ()
+        request, params = self.request, self.request.params
+        history = request.prompt_token_ids if params.has_penalties else ()
         stop_ids = tuple(sorted(request.stop_ids))
-        return NewSequence(request.seq_id, self.prompt_len, request.params, stop_ids, history)
+        if params.grammar is not None:  # stages see masks
+            params = msgspec.structs.replace(params, grammar=None)
+        return NewSequence(request.seq_id, self.prompt_len, params, stop_ids, history)
 
     def take(self, token: int) -> FinishReason | None:
         """Append a token that was drawn; why the sequence ends with it, if it does.
@@ -101,5 +116,7 @@ class Sequence:
         tokens.append(token)
         self.num_pending -= 1
         if token in self._stop_ids and self.num_output >= self.request.params.min_tokens:
+            return "stop"
+        if self._constraint is not None and self._constraint.accept(token):
             return "stop"
         return "length" if len(tokens) > self._most_computed else None

@@ -131,7 +131,7 @@ def test_adjusted_logits_have_the_same_bits(kernel_path: str, dtype: torch.dtype
     sampler.add(sequence)
     for position in range(5, 65):
         logits = (logits_of(size, torch.float32) + position % 4).to(dtype)
-        token = draw_token(expected.apply(logits, position), params, 0.0)
+        token = draw_token(expected.apply(logits, position, b""), params, 0.0)
         expected.add(token)
         assert sampler.sample(logits[None], [0], [position])[0].token == token
 
