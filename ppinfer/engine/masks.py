@@ -9,6 +9,7 @@ moment before it plans, and then goes on with the other sequences.
 from __future__ import annotations
 
 import queue
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Protocol
@@ -18,6 +19,7 @@ from ppinfer.request import Request
 
 _THREADS = 2
 _MAX_REASON = 200
+_STATE = re.compile("<(?:non-verbose/|state)>")
 _PATIENCE_SECONDS = 0.002
 """How long all masks of a step may hold up the plan of the next one."""
 
@@ -137,7 +139,7 @@ def any_bit(mask: bytes) -> bool:
 
 def grammar_error(why: str) -> RequestError:
     """``why`` may be a message of llguidance, of several lines and with its state behind it."""
-    text = " ".join(why.partition("<")[0].split())[:_MAX_REASON].rstrip(".")
+    text = " ".join(_STATE.split(why)[0].split())[:_MAX_REASON].rstrip(".")
     if not text or text.startswith("NoExtension"):
         text = "nothing fits it"
     return RequestError(f"The grammar cannot be followed: {text}.", "grammar")
