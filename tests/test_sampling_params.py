@@ -25,6 +25,7 @@ NAN, INF = float("nan"), float("inf")
         ("min_tokens", -1), ("seed", 2**63), ("seed", 1.0), ("logprobs", 21), ("logprobs", -1),
         ("stop", [""]), ("stop", 3), ("stop", ["x"] * 17), ("stop_token_ids", [-1]),
         ("stop_token_ids", "12"), ("stop_token_ids", [1.0]), ("ignore_eos", 1),
+        ("grammar", {"type": "object"}), ("grammar", "[0-9]+"),
     ],
 )  # fmt: skip
 def test_bad_values_are_named(name: str, value: Any) -> None:

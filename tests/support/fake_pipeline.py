@@ -44,6 +44,13 @@ def _draw(tokens: Sequence[int], stop_ids: Iterable[int], num_output: int, min_t
     return token
 
 
+def next_allowed(token: int, mask: bytes) -> int:
+    """The token, or the first after it that has a bit in the mask."""
+    while not mask[token >> 3] >> (token & 7) & 1:
+        token = (token + 1) % VOCABULARY
+    return token
+
+
 @dataclass
 class _State:
     new: NewSequence
@@ -122,6 +129,8 @@ class FakePipeline:
         tokens = [self._kv[self._place(state, position)] for position in range(state.length)]
         params = state.new.params
         token = _draw(tokens, state.new.stop_ids, state.num_output, params.min_tokens)
+        if step.mask:
+            token = next_allowed(token, step.mask)
         state.num_output += 1
         state.latest = token
         return SampledToken(step.seq_id, token)
