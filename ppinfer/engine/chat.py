@@ -28,7 +28,7 @@ MAX_RENDERED_CHARS = 8_000_000
 """More than any context holds."""
 MAX_RENDER_SECONDS = 2.0
 
-_MORE_KEYS = {"assistant": ("tool_calls",), "tool": ("tool_call_id",)}
+_MORE_KEYS = {"assistant": ("tool_calls",), "tool": ("tool_call_id", "name")}
 _TICK, _BOUNDED = "_ppinfer_tick", "_ppinfer_bounded"
 _MAX_BITS = 100_000
 
@@ -128,7 +128,7 @@ def _checked(message: Any, where: str) -> dict[str, Any]:
     try:
         more = {key: json.loads(json.dumps(message[key])) for key in known[2:] if key in message}
     except (TypeError, ValueError, RecursionError):
-        raise RequestError(f"{where} has a {known[2]} that is not plain JSON.") from None
+        raise RequestError(f"{where} has a value that is not plain JSON.") from None
     return {"role": str(role), "content": str(message["content"]), **more}
 
 

@@ -7,12 +7,13 @@ Every field that may be left out may also be null. An unknown field is an error.
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from ppinfer.server.protocol_tools import (
+    PastCall,
     ResponseFormat,
     Strict,
     Tool,
@@ -27,7 +28,7 @@ NEUTRAL: dict[str, tuple[bytes, ...]] = {
     "audio": (), "best_of": (b"1",), "function_call": (b'"none"', b'"auto"'), "functions": (b"[]",),
     "modalities": (b'["text"]',), "prediction": (), "reasoning_effort": (),
     "refusal": (), "suffix": (b'""',),
-    "verbosity": (), "web_search_options": (), "name": (), "annotations": (b"[]",),
+    "verbosity": (), "web_search_options": (), "annotations": (b"[]",),
 }  # fmt: skip
 """JSON, without blanks, that an unsupported field may hold beside null."""
 
@@ -83,11 +84,15 @@ class ContentPart(msgspec.Struct):
 
 
 class Message(Strict, kw_only=True):
+    """``name`` is for tools alone. ``parsed`` is what OpenAI's client made of ``content``, which it
+    sends back; it changes nothing."""
+
     role: str
     content: str | list[ContentPart] | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: list[PastCall] | None = None
     tool_call_id: str | None = None
-    name: Raw = _NULL
+    name: str | None = None
+    parsed: Any = None
     refusal: Raw = _NULL
     audio: Raw = _NULL
     annotations: Raw = _NULL

@@ -72,14 +72,31 @@ ToolChoice: TypeAlias = Literal["none", "auto", "required"] | NamedTool
 # ---------------------------------------------------------------- calls
 
 
-class CalledFunction(Strict):
-    """``arguments`` is JSON as text, which need not be complete in an answer that was cut off."""
+class PastFunction(Strict):
+    """``arguments`` is JSON as text. ``parsed_arguments`` is what OpenAI's client made of it, which
+    it sends back; it changes nothing."""
+
+    name: str
+    arguments: str
+    parsed_arguments: Any = None
+
+
+class PastCall(Strict, kw_only=True):
+    """A call that the model made in an earlier turn."""
+
+    id: str
+    function: PastFunction
+    type: Literal["function"] = "function"
+
+
+class CalledFunction(msgspec.Struct):
+    """``arguments`` need not be complete where the answer was cut off."""
 
     name: str
     arguments: str
 
 
-class ToolCall(Strict, kw_only=True):
+class ToolCall(msgspec.Struct):
     id: str
     function: CalledFunction
     type: Literal["function"] = "function"

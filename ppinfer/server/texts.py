@@ -13,9 +13,9 @@ from ppinfer.engine.tokenizer import Tokenizer
 from ppinfer.errors import RequestError
 from ppinfer.request import ChatMessage
 from ppinfer.server.decoding import refuse_unsupported
-from ppinfer.server.errors import invalid
+from ppinfer.server.errors import invalid, unsupported
 from ppinfer.server.protocol import Message
-from ppinfer.server.protocol_tools import ToolCall
+from ppinfer.server.protocol_tools import PastCall
 from ppinfer.server.tools import Tools, told
 
 ResultT = TypeVar("ResultT")
@@ -117,6 +117,8 @@ def _of_tools(message: Message, called: Container[str], where: str) -> dict[str,
         raise invalid(f"{where}.tool_calls", f"{where}.tool_calls is for the assistant alone.")
     if message.tool_call_id is not None and message.role != "tool":
         raise invalid(f"{where}.tool_call_id", f"{where}.tool_call_id is for tools alone.")
+    if message.name is not None and message.role != "tool":
+        raise unsupported(f"{where}.name")
     if message.role == "tool":
         if message.tool_call_id is None:
             name = f"{where}.tool_call_id"
@@ -125,13 +127,14 @@ def _of_tools(message: Message, called: Container[str], where: str) -> dict[str,
             raise invalid(
                 f"{where}.tool_call_id", f"{where}.tool_call_id is that of no call before it."
             )
-        return {"tool_call_id": message.tool_call_id}
+        named = {} if message.name is None else {"name": message.name}
+        return {"tool_call_id": message.tool_call_id, **named}
     calls = message.tool_calls or ()
     plain = [_plain(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
     return {"tool_calls": plain} if plain else {}
 
 
-def _plain(call: ToolCall, where: str) -> dict[str, Any]:
+def _plain(call: PastCall, where: str) -> dict[str, Any]:
     """As templates take it: the arguments are no text, but what that says."""
     try:
         arguments = msgspec.json.decode(call.function.arguments, type=dict[str, Any])

@@ -16,7 +16,8 @@ from ppinfer.server.tools import HEAD, MIDDLE, TAIL
 
 @dataclass
 class AnswerReader:
-    """One answer. What could still turn out to be a part of a call is held back.
+    """One answer. What could still turn out to be a part of a call is held back; blanks before one
+    are no part of what is said.
 
     Attributes:
         calls: so far, the last one maybe incomplete.
@@ -25,7 +26,7 @@ class AnswerReader:
     calls: list[ToolCall] = field(default_factory=list)
     _awaited: str = HEAD  # the fixed part that ends what is read now
     _held: str = ""
-    _blank: str = ""  # before anything was said or called
+    _blank: str = ""  # at the end of what was said so far
 
     def push(self, text: str) -> Iterator[str | ToolCallDelta]:
         """Parts of the content, and of calls."""
@@ -72,9 +73,10 @@ class AnswerReader:
                 yield ToolCallDelta(len(self.calls) - 1, FunctionDelta(text))
         elif not self.calls:  # between calls is nothing but blanks
             text = self._blank + text
-            self._blank = text if text.isspace() else ""
-            if text and not self._blank:
-                yield text
+            said = text.rstrip()
+            self._blank = text[len(said) :]
+            if said:
+                yield said
 
 
 def _overlap(text: str, part: str) -> int:

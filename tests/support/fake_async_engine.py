@@ -52,6 +52,7 @@ class FakeAsyncEngine:
     """Answers every prompt with ``ANSWER``, a token a delta, and then the end of sequence.
 
     Attributes:
+        answer: what is said in place of ``ANSWER``.
         pause: seconds before each delta.
         fail_at: what to raise at which delta; -1 raises when the stream is made.
         endless: the answer is repeated for ever.
@@ -65,6 +66,7 @@ class FakeAsyncEngine:
         self.is_alive = True
         self.calls: list[Call] = []
         self.open_streams = self.aborted = self.taken = 0
+        self.answer = ANSWER
         self.pause = 0.0
         self.endless = False
         self.fail_at: tuple[int, Exception] | None = None
@@ -97,7 +99,7 @@ class FakeStream:
     def __init__(self, engine: FakeAsyncEngine, params: SamplingParams) -> None:
         self._engine, self._params = engine, params
         assert engine.tokenizer is not None
-        ids = engine.tokenizer.encode(ANSWER)
+        ids = engine.tokenizer.encode(engine.answer)
         self._script = [*ids, *sorted(engine.tokenizer.eos_token_ids)]
         self._decoder = Detokenizer(engine.tokenizer, params.stop)
         self._sent = 0
