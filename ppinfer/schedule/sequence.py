@@ -85,6 +85,10 @@ class Sequence:
         return self.num_planned > self.num_computed
 
     @property
+    def is_constrained(self) -> bool:
+        return self._constraint is not None
+
+    @property
     def mask(self) -> bytes:
         """What the next token is drawn from; empty: everything."""
         return b"" if self._constraint is None else self._constraint.mask or b""

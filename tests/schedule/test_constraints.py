@@ -123,3 +123,18 @@ def test_stages_are_not_told_the_grammar() -> None:
     run(rig, [constraint])
     (new,) = rig.pipeline.plans[0].new
     assert new.params == SamplingParams(max_tokens=2, temperature=0.5, seed=1)
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3, 4])
+@pytest.mark.parametrize("ticks", [3, 4, 5])
+def test_those_of_one_slot_go_together(stages: int, ticks: int) -> None:
+    """Steps of half of them each would read all weights twice as often."""
+    rig, constraints = Rig(slots=1, stages=stages), [Alternating(), Alternating()]
+    rig.add(constrained(make_request(0, 5, max_tokens=20), constraints[0]))
+    for _ in range(ticks):  # the second comes late
+        rig.fill()
+        rig.tick()
+    rig.add(constrained(make_request(1, 5, max_tokens=20), constraints[1]))
+    run(rig, constraints)
+    assert [len(rig.outputs[i]) for i in (0, 1)] == [20, 20]
+    assert sum(len(plan.steps) == 2 for plan in rig.pipeline.plans) >= 15
