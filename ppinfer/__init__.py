@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         TraceError,
         UnknownArchitectureError,
     )
+    from ppinfer.grammar import Grammar
     from ppinfer.models.policy import (
         LlamaForCausalLMPipelinePolicy,
         MistralForCausalLMPipelinePolicy,
@@ -64,6 +65,7 @@ _HOMES = {
     "Score": "ppinfer.request",
     "TokenLogprobs": "ppinfer.request",
     "SamplingParams": "ppinfer.sampling",
+    "Grammar": "ppinfer.grammar",
     "PipelinePolicy": "ppinfer.models.policy",
     "LlamaForCausalLMPipelinePolicy": "ppinfer.models.policy",
     "MistralForCausalLMPipelinePolicy": "ppinfer.models.policy",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
@@ -13,11 +13,26 @@ from ppinfer.sampling import SamplingParams
 FinishReason: TypeAlias = Literal["stop", "length", "abort"]
 """Why a sequence ended: a stop token or string, the token limit, or the caller's wish."""
 
-ChatMessage: TypeAlias = dict[str, str]
-"""``{"role": "user" | "assistant" | "system", "content": text}``."""
+ChatMessage: TypeAlias = dict[str, Any]
+"""``{"role": "user" | "assistant" | "system" | "tool", "content": text}``; that of an assistant may
+also have ``tool_calls``, that of a tool ``tool_call_id``."""
 
 Prompt: TypeAlias = str | list[int] | list[ChatMessage]
 """Text, token ids, or chat messages to put through the model's chat template."""
+
+
+class Constraint(Protocol):
+    """What may come next in one request's output; the driver alone calls it."""
+
+    @property
+    def mask(self) -> bytes | None:
+        """For the next draw a bit a token id, the lowest first: may it be drawn?
+
+        ``None`` while it is being made.
+        """
+
+    def accept(self, token: int) -> bool:
+        """Take in the token that was drawn; returns whether nothing may follow it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +48,7 @@ class Request:
         salt: whose request it is: only requests with the same one share cached prefixes.
         streamed: whether somebody reads its tokens as they come, so that prompts beside it must
             not take too much of a step's time.
+        constraint: of ``params.grammar``, once that is compiled.
     """
 
     seq_id: int
@@ -42,6 +58,7 @@ class Request:
     priority: int = 0
     salt: str = ""
     streamed: bool = False
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import msgspec
 from msgspec.structs import force_setattr
 
 from ppinfer.errors import RequestError
+from ppinfer.grammar import Grammar
 
 GREEDY_BELOW = 1e-5
 """A temperature below this is greedy: dividing by it would overflow, and the limit is the same."""
@@ -48,6 +49,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         logprobs: also return the log-probability of each new token and of this many likeliest
             alternatives (from the logits before any setting above changes them); ``None`` is off.
         prompt_logprobs: likewise for each token of the prompt but the first, given those before it.
+        grammar: what the output must look like. A token that does not fit it is never drawn, and
+            the sequence ends where nothing may follow; stop tokens are drawn where it may end.
 
     Raises:
         RequestError: a value has the wrong type, is not finite, or is out of its range.
@@ -69,6 +72,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         force_setattr(self, "stop", _strings("stop", self.stop))
@@ -97,6 +101,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             _check_int("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         if self.prompt_logprobs is not None:
             _check_int("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
+        if self.grammar is not None and not isinstance(self.grammar, Grammar):
+            raise RequestError(
+                "grammar must be a Grammar, such as Grammar.json_schema(…), not "
+                f"{type(self.grammar).__name__}.",
+                "grammar",
+            )
         if not isinstance(self.ignore_eos, bool):
             raise RequestError(
                 f"ignore_eos must be true or false, not {self.ignore_eos!r}.", "ignore_eos"

@@ -26,6 +26,7 @@ NAN, INF = float("nan"), float("inf")
         ("prompt_logprobs", 21), ("prompt_logprobs", -1), ("prompt_logprobs", True),
         ("stop", [""]), ("stop", 3), ("stop", ["x"] * 17), ("stop_token_ids", [-1]),
         ("stop_token_ids", "12"), ("stop_token_ids", [1.0]), ("ignore_eos", 1),
+        ("grammar", {"type": "object"}), ("grammar", "[0-9]+"),
     ],
 )  # fmt: skip
 def test_bad_values_are_named(name: str, value: Any) -> None:

@@ -1,7 +1,7 @@
 """Chat messages to the text that a model was trained on, by the model's own template.
 
 A template is a Jinja program that comes with the checkpoint. It renders exactly as in
-``transformers``, but it is not trusted: it runs in Jinja's immutable sandbox, sees plain strings
+``transformers``, but it is not trusted: it runs in Jinja's immutable sandbox, sees plain values
 only, and is stopped when it runs too long or writes too much.
 """
 
@@ -20,11 +20,15 @@ from ppinfer.request import ChatMessage
 if TYPE_CHECKING:
     import jinja2
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
+TOOL_TAG = "<tool_call>"
+"""How a call begins with the models that share Hermes' way to write it."""
+
 MAX_RENDERED_CHARS = 8_000_000
 """More than any context holds."""
 MAX_RENDER_SECONDS = 2.0
 
+_MORE_KEYS = {"assistant": ("tool_calls",), "tool": ("tool_call_id", "name")}
 _TICK, _BOUNDED = "_ppinfer_tick", "_ppinfer_bounded"
 _MAX_BITS = 100_000
 
@@ -44,8 +48,20 @@ class ChatTemplate:
     def __bool__(self) -> bool:
         return self.source is not None
 
-    def render(self, messages: Sequence[ChatMessage], add_generation_prompt: bool = True) -> str:
+    @property
+    def knows_tools(self) -> bool:
+        """Whether it tells of tools, and of calls in ``TOOL_TAG``s."""
+        return self.source is not None and TOOL_TAG in self.source and "tools" in self.source
+
+    def render(
+        self,
+        messages: Sequence[ChatMessage],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
         """The conversation as text, by default with the header of the answer to come.
+
+        ``tools`` are plain JSON, as ``transformers`` gives them to a template.
 
         Raises:
             RequestError: the messages have another shape, the model has no template, or its
@@ -62,7 +78,7 @@ class ChatTemplate:
         try:
             for part in self._compiled.generate(
                 messages=chat,
-                tools=None,
+                tools=tools,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **self._special_tokens,
@@ -81,7 +97,7 @@ class ChatTemplate:
         return _compile(self.source or "")
 
 
-def check_messages(messages: Any) -> list[dict[str, str]]:
+def check_messages(messages: Any) -> list[dict[str, Any]]:
     """Plain copies of well-formed messages; anything else is a ``RequestError`` that names it."""
     if not isinstance(messages, list | tuple):
         raise RequestError(f"Chat messages must be a list, not {type(messages).__name__}.")
@@ -90,7 +106,7 @@ def check_messages(messages: Any) -> list[dict[str, str]]:
     return [_checked(message, f"messages[{index}]") for index, message in enumerate(messages)]
 
 
-def _checked(message: Any, where: str) -> dict[str, str]:
+def _checked(message: Any, where: str) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise RequestError(
             f"{where} must be an object with role and content, not {type(message).__name__}."
@@ -102,14 +118,18 @@ def _checked(message: Any, where: str) -> dict[str, str]:
             raise RequestError(
                 f"{where}.{key} must be a string, not {type(message[key]).__name__}."
             )
-    unknown = [key for key in message if key not in ("role", "content")]
+    role = message["role"]
+    if role not in ROLES:
+        raise RequestError(f"{where}.role must be one of {', '.join(ROLES)}, not {role!r}.")
+    known = ("role", "content", *_MORE_KEYS.get(role, ()))
+    unknown = [key for key in message if key not in known]
     if unknown:
-        raise RequestError(f"{where} has an unknown key {unknown[0]!r}; known: role, content.")
-    if message["role"] not in ROLES:
-        raise RequestError(
-            f"{where}.role must be one of {', '.join(ROLES)}, not {message['role']!r}."
-        )
-    return {"role": str(message["role"]), "content": str(message["content"])}
+        raise RequestError(f"{where} has an unknown key {unknown[0]!r}; known: {', '.join(known)}.")
+    try:
+        more = {key: json.loads(json.dumps(message[key])) for key in known[2:] if key in message}
+    except (TypeError, ValueError, RecursionError):
+        raise RequestError(f"{where} has a value that is not plain JSON.") from None
+    return {"role": str(role), "content": str(message["content"]), **more}
 
 
 def _why(error: Exception) -> str:

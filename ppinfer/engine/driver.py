@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ppinfer.engine.live import Item, LiveRequest, Sink
+from ppinfer.engine.masks import Masks
 from ppinfer.engine.observer import Observer
 from ppinfer.engine.report import EngineReport, StageLayout
 from ppinfer.engine.state import EngineState, LiveState
@@ -58,12 +59,14 @@ class Driver:
         layouts: list[StageLayout],
         *,
         timeout: float,
+        masks: Masks | None = None,
     ) -> None:
         self._supervisor = supervisor
         self._manager = manager
         self._schedule = schedule
         self._layouts = layouts
         self._timeout = timeout
+        self._masks = masks or Masks()
         self._live: dict[int, LiveRequest] = {}
         self._undelivered: list[TokenUpdate] = []
         self._notes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -221,6 +224,7 @@ class Driver:
             self._failure.__cause__ = error
         finally:
             self._supervisor.close()
+            self._masks.close()
             reason = self._failure or EngineClosedError("The engine was closed.")
             self._meter.fail(_fresh(reason))
             self._tracer.fail(_fresh(reason))
@@ -231,6 +235,7 @@ class Driver:
     def _fill(self) -> None:
         """Plan as many steps as can run now: filling the pipeline comes before waiting for it."""
         self._clock.enter(DriverActivity.PLAN)
+        self._settle_masks()
         while (plan := self._schedule.next_plan()) is not None:
             self._tracer.planned(plan)
             self._supervisor.broadcast(plan)
@@ -238,6 +243,14 @@ class Driver:
                 self._meter.begin().cached_tokens += self._tally.planned(plan, self._live)
             self._outstanding.append(_Outstanding(plan.step_id, time.monotonic()))
             self._clock.enter(DriverActivity.PLAN)
+
+    def _settle_masks(self) -> None:
+        self._masks.settle(self._supervisor.wake)
+        for seq_id, error in self._masks.failures():
+            live = self._live.get(seq_id)
+            if live is not None:
+                self._drop([seq_id])
+                live.sink.put([error])
 
     def _commit(self, result: StepResult) -> None:
         updates = self._manager.commit(result)

@@ -13,7 +13,9 @@ from ppinfer.config import EngineConfig
 from ppinfer.engine.build import Pipeline, Progress, build_pipeline, no_progress
 from ppinfer.engine.detokenizer import Detokenizer
 from ppinfer.engine.driver import Driver
+from ppinfer.engine.grammars import Grammars, Latecomers
 from ppinfer.engine.live import Item, LiveRequest, Sink
+from ppinfer.engine.masks import Masks
 from ppinfer.engine.prompts import Limits, RequestFactory, as_list, pair_params, rows_of_batches
 from ppinfer.engine.report import EngineReport
 from ppinfer.engine.source import ModelSource
@@ -129,6 +131,8 @@ class PPInferEngine:
             num_blocks=pipeline.num_blocks,
         )
         self._requests = RequestFactory(pipeline.tokenizer, self.limits)
+        masks = Masks()
+        self._grammars = Grammars(pipeline.tokenizer, self.limits, masks)
         manager = MicroBatchManager(
             pipeline.tuning.num_slots,
             self.config.max_sequences,
@@ -146,7 +150,9 @@ class PPInferEngine:
             ),
             pipeline.layouts,
             timeout=self.config.timeout,
+            masks=masks,
         )
+        self._latecomers = Latecomers(self._grammars, self._driver)
         # The driver knows nothing of the engine, so an engine that is dropped can be collected,
         # and takes its stages along; so does the end of the program.
         self._finalizer = weakref.finalize(self, self._driver.close)
@@ -263,11 +269,11 @@ class PPInferEngine:
         """
         self._driver.check()
         decoder = self._decoder(request.params)
-        self._driver.submit([LiveRequest(request, request.seq_id, sink, decoder)])
+        self._latecomers.submit(LiveRequest(request, request.seq_id, sink, decoder))
 
     def detach(self, seq_ids: Sequence[int]) -> None:
         """Abort what is unfinished of these requests; nothing more comes of them."""
-        self._driver.abort(seq_ids)
+        self._latecomers.abort(seq_ids)
 
     def wait_until_closed(self) -> PPInferError:
         """Wait for the engine's end, in another thread; ``EngineClosedError`` if it was closed."""
@@ -369,6 +375,7 @@ class PPInferEngine:
             if chosen.stop and self.tokenizer is None:
                 raise RequestError("Stop strings need a tokenizer, and this engine has none.")
             request = self._requests.make(ids, chosen, streamed=streamed)
+            request = self._grammars.constrain(request)
             requests.append(LiveRequest(request, index, sink, self._decoder(chosen)))
             texts.append(text)
         return requests, texts, sink

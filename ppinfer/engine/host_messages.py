@@ -10,7 +10,7 @@ from ppinfer import errors
 from ppinfer.engine.prompts import Limits
 from ppinfer.engine.report import EngineReport
 from ppinfer.engine.state import LiveState
-from ppinfer.errors import PPInferError, StageError
+from ppinfer.errors import PPInferError, RequestError, StageError
 from ppinfer.request import RequestDelta
 from ppinfer.sampling import SamplingParams
 
@@ -86,14 +86,19 @@ class Failure(msgspec.Struct, tag=True):
     kind: str
     message: str
     stage: int | None = None
+    param: str | None = None
 
     @classmethod
     def of(cls, error: PPInferError, seq_id: int = -1) -> Failure:
         stage = error.stage if isinstance(error, StageError) else None
-        return cls(seq_id, type(error).__name__, str(error), stage)
+        param = error.param if isinstance(error, RequestError) else None
+        return cls(seq_id, type(error).__name__, str(error), stage, param)
 
     def exception(self) -> PPInferError:
-        return errors.from_name(self.kind, self.message, self.stage)
+        error = errors.from_name(self.kind, self.message, self.stage)
+        if isinstance(error, RequestError):
+            error.param = self.param
+        return error
 
 
 class Deltas(msgspec.Struct, tag=True):

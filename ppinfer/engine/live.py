@@ -65,7 +65,8 @@ class LiveRequest:
             return RequestDelta(self.index, "", [], reason, None, scores)
         text, detokenizer = "", self.text
         if detokenizer is not None:
-            if reason != "stop":  # a stop token ends the text but is no part of it
+            is_stop = reason == "stop" and sampled.token in self.request.stop_ids
+            if not is_stop:  # a stop token ends the text but is no part of it
                 text = detokenizer.push(sampled.token)
             if detokenizer.stop_string is not None:
                 reason = "stop"

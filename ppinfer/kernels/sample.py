@@ -8,7 +8,18 @@ rounding of the boundary between two tokens. The same on every path and number o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ctypes import Array, Structure, addressof, c_double, c_float, c_int32, c_int64, c_void_p
+from ctypes import (
+    Array,
+    Structure,
+    addressof,
+    c_char_p,
+    c_double,
+    c_float,
+    c_int32,
+    c_int64,
+    c_void_p,
+    cast,
+)
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +39,7 @@ class Settings(Structure):
     _fields_ = [
         *((name, c_int64) for name in ("seed", "position", "top_k")),
         *((name, c_double) for name in ("temperature", "top_p", "min_p")),
-        *((name, c_void_p) for name in ("seen", "counts", "biased", "biases", "forbidden")),
+        *((name, c_void_p) for name in ("seen", "counts", "biased", "biases", "forbidden", "mask")),
         *((name, c_int32) for name in ("num_seen", "num_biased", "num_forbidden")),
         *((name, c_float) for name in ("repetition", "presence", "frequency")),
         *((name, c_int32) for name in ("row", "highest", "logprobs", "given")),
@@ -45,6 +56,11 @@ class Drawn(Structure):
         ("top_logprobs", c_double * MAX_LOGPROBS),
         ("top_ids", c_int32 * MAX_LOGPROBS),
     ]
+
+
+def address_of(data: bytes) -> int | None:
+    """Where bytes lie, for a pointer of ``Settings``; ``None`` where there are none."""
+    return cast(c_char_p(data), c_void_p).value if data else None
 
 
 def usable_kernels(logits: Tensor) -> library.Kernels | None:

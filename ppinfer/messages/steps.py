@@ -39,8 +39,9 @@ class SequenceStep(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     ``tokens[i]`` stands at position ``start + i``, a single one may be ``PENDING``; ``new_blocks``
     are appended to the sequence's block table before the step; ``sample`` asks for the token after
-    the last one. ``scores`` asks for the log-probabilities of that many prompt tokens: those that
-    follow the step's last tokens, where the last of all is followed by none.
+    the last one, which must have a bit in ``mask``, if that is not empty (see
+    ``request.Constraint``). ``scores`` asks for the log-probabilities of that many prompt tokens:
+    those that follow the step's last tokens, where the last of all is followed by none.
     """
 
     seq_id: int
@@ -49,6 +50,7 @@ class SequenceStep(msgspec.Struct, frozen=True, array_like=True, gc=False):
     new_blocks: list[int]
     sample: bool
     scores: int = 0
+    mask: bytes = b""
 
 
 class StepPlan(Message, frozen=True):

@@ -10,6 +10,9 @@ takes waiting requests up to its even share of all sequences that run or could r
 slots give to light ones (``balance.py``). Only the membership changes: stages know sequences, and
 never see slots. How much of the prompts a step computes, ``prefill.py`` says.
 
+A sequence whose next draw depends on the driver (a grammar) has no step planned ahead. Where a slot
+has only such sequences, it has one step in flight, so that they stay together.
+
 How many slots are in use is a ``Spread``'s to say: a few sequences may be faster in one micro-batch
 that every stage computes on all cores in turn than in several on a core each.
 """
@@ -91,6 +94,8 @@ class GenerateSchedule:
             if slot.in_flight == STEPS_A_SLOT:
                 if slot.has_work:
                     return None  # to pass it over would put two steps of one slot side by side
+            elif slot.in_flight and slot.would_split:
+                continue
             elif work := self._work(slot, total, in_use):
                 self._last = slot.index
                 return manager.launch(slot, work, self._spread.threads_for(in_use))

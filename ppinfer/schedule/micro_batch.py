@@ -244,6 +244,7 @@ class MicroBatchManager:
                     new_blocks,
                     draws := end == drawn and not seq.ends_with_prompt,
                     seq.scores_in(start, end) if start < seq.prompt_len else 0,
+                    seq.mask if draws else b"",
                 )
             )
             seq.num_planned = end

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from ppinfer.messages import NewSequence, PromptLogprobs
-from ppinfer.request import FinishReason, Request
+from ppinfer.request import Constraint, FinishReason, Request
 from ppinfer.schedule.block_pool import hash_blocks, root_of
 
 
@@ -15,7 +17,8 @@ class Sequence:
 
     Two counters follow the tokens: plans cover the first ``num_planned`` of them, and the last
     stage has answered for the first ``num_computed``. They differ only while steps are in flight.
-    Plans run ahead of results, so ``num_planned`` may count tokens that are still to be drawn.
+    Plans run ahead of results, so ``num_planned`` may count tokens that are still to be drawn; not
+    so for a sequence with a constraint, whose next draw depends on the last.
 
     Attributes:
         max_blocks: KV blocks it holds at its longest.
@@ -61,6 +64,7 @@ class Sequence:
     _num_to_score: int = field(init=False)
     _scores_taken: bool = field(init=False)
     _stop_ids: frozenset[int] = field(init=False)
+    _constraint: Constraint | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.seq_id = self.request.seq_id
@@ -72,6 +76,7 @@ class Sequence:
         self._num_to_score = 0 if params.prompt_logprobs is None else self.prompt_len - 1
         self._scores_taken = params.prompt_logprobs is None
         self._stop_ids = self.request.stop_ids
+        self._constraint = self.request.constraint
 
     @property
     def num_tokens(self) -> int:
@@ -88,6 +93,9 @@ class Sequence:
     @property
     def num_unplanned(self) -> int:
         """Tokens that no plan covers yet: what is left of a prompt, or the latest drawn token."""
+        constraint = self._constraint
+        if constraint is not None and (self.num_pending or constraint.mask is None):
+            return 0
         drawn, most = len(self.tokens) + self.num_pending, self._most_computed
         return (drawn if drawn < most else most) - self.num_planned
 
@@ -112,6 +120,15 @@ class Sequence:
     def scores_in(self, start: int, end: int) -> int:
         """How many log-probabilities are still wanted of a step over the tokens in between."""
         return max(0, min(end, self._num_to_score) - max(start, self.num_scored))
+
+    @property
+    def is_constrained(self) -> bool:
+        return self._constraint is not None
+
+    @property
+    def mask(self) -> bytes:
+        """What the next token is drawn from; empty: everything."""
+        return b"" if self._constraint is None else self._constraint.mask or b""
 
     def hashes(self, first: int, last: int, block_size: int) -> list[bytes]:
         """Content hashes of the blocks from ``first`` to before ``last``; each is computed once."""
@@ -143,6 +160,8 @@ class Sequence:
         params = request.params
         history = tuple(self.tokens) if params.has_penalties or self.needs_scores else ()
         stop_ids = tuple(sorted(request.stop_ids))
+        if params.grammar is not None:  # stages see masks
+            params = msgspec.structs.replace(params, grammar=None)
         return NewSequence(request.seq_id, self.prompt_len, params, stop_ids, history)
 
     def enter(self, slot: int, num_cached: int) -> None:
@@ -167,5 +186,7 @@ class Sequence:
         tokens.append(token)
         self.num_pending -= 1
         if token in self._stop_ids and self.num_output >= self.request.params.min_tokens:
+            return "stop"
+        if self._constraint is not None and self._constraint.accept(token):
             return "stop"
         return "length" if len(tokens) > self._most_computed else None

@@ -31,6 +31,17 @@ class MicroBatch:
         return any(seq.num_unplanned for seq in self.sequences)
 
     @property
+    def would_split(self) -> bool:
+        """Whether a step now would part sequences with a constraint that had better go together:
+        it would have nothing but the next tokens of some, while those of others are in flight."""
+        some_in_flight = False
+        for seq in self.sequences:
+            if seq.num_unplanned > seq.is_constrained:
+                return False
+            some_in_flight |= seq.is_constrained and seq.num_pending > 0
+        return some_in_flight
+
+    @property
     def state(self) -> MicroBatchState:
         if not self.sequences:
             return MicroBatchState.DONE

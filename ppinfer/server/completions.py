@@ -13,6 +13,7 @@ from ppinfer.request import PromptTokenLogprobs, TokenLogprobs
 from ppinfer.server import params as fields
 from ppinfer.server.errors import invalid
 from ppinfer.server.exchange import Exchange
+from ppinfer.server.formats import FIELD, blaming
 from ppinfer.server.logprobs import CompletionLogprobsMaker
 from ppinfer.server.protocol import (
     Completion,
@@ -42,7 +43,8 @@ async def completions(service: Service, exchange: Exchange, salt: str) -> None:
             await reply.echo_alone()
             return
         async with service.answers(prompts, request, params, salt) as answers:
-            await (reply.stream(answers) if request.stream else reply.whole(answers))
+            with blaming(FIELD):
+                await (reply.stream(answers) if request.stream else reply.whole(answers))
 
 
 def _prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]:

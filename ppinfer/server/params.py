@@ -6,8 +6,10 @@ from __future__ import annotations
 from typing import Any
 
 from ppinfer.errors import RequestError
+from ppinfer.grammar import Grammar
 from ppinfer.sampling import INT64_MIN, SamplingParams
 from ppinfer.server.errors import invalid, unsupported
+from ppinfer.server.formats import format_grammar
 from ppinfer.server.protocol import ChatRequest, CompletionRequest, Generate
 
 MAX_CHOICES = 128
@@ -25,7 +27,9 @@ _SAME_NAME = (
 )  # fmt: skip
 
 
-def chat_params(request: ChatRequest, vocab_size: int, max_model_len: int) -> SamplingParams:
+def chat_params(
+    request: ChatRequest, vocab_size: int, max_model_len: int, grammar: Grammar | None = None
+) -> SamplingParams:
     """Without a limit, an answer may go on to the end of the context."""
     if request.top_logprobs is not None and not request.logprobs:
         raise invalid("top_logprobs", "top_logprobs needs logprobs to be true.")
@@ -43,6 +47,7 @@ def chat_params(request: ChatRequest, vocab_size: int, max_model_len: int) -> Sa
         names={"max_tokens": name, "logprobs": "top_logprobs"},
         max_tokens=max_model_len if limit is None else limit,
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        grammar=grammar,
     )
 
 
@@ -54,7 +59,12 @@ def completion_params(request: CompletionRequest, vocab_size: int) -> SamplingPa
     if limit == 0 and request.echo and scored is None:
         limit = 1
     return _params(
-        request, vocab_size, max_tokens=limit, logprobs=request.logprobs, prompt_logprobs=scored
+        request,
+        vocab_size,
+        max_tokens=limit,
+        logprobs=request.logprobs,
+        prompt_logprobs=scored,
+        grammar=format_grammar(request.response_format),
     )
 
 

@@ -7,20 +7,28 @@ Every field that may be left out may also be null. An unknown field is an error.
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
+
+from ppinfer.server.protocol_tools import (
+    PastCall,
+    ResponseFormat,
+    Strict,
+    Tool,
+    ToolCall,
+    ToolCallDelta,
+    ToolChoice,
+)
 
 _NULL = Raw(b"null")
 
 NEUTRAL: dict[str, tuple[bytes, ...]] = {
     "audio": (), "best_of": (b"1",), "function_call": (b'"none"', b'"auto"'), "functions": (b"[]",),
     "modalities": (b'["text"]',), "prediction": (), "reasoning_effort": (),
-    "refusal": (), "response_format": (b'{"type":"text"}',), "suffix": (b'""',),
-    "tool_calls": (b"[]",), "tool_call_id": (), "tool_choice": (b'"none"', b'"auto"'),
-    "tools": (b"[]",), "verbosity": (), "web_search_options": (), "name": (),
-    "annotations": (b"[]",),
+    "refusal": (), "suffix": (b'""',),
+    "verbosity": (), "web_search_options": (), "annotations": (b"[]",),
 }  # fmt: skip
 """JSON, without blanks, that an unsupported field may hold beside null."""
 
@@ -28,16 +36,12 @@ NEUTRAL: dict[str, tuple[bytes, ...]] = {
 # ---------------------------------------------------------------- requests
 
 
-class _Request(msgspec.Struct, forbid_unknown_fields=True):
-    pass
-
-
-class StreamOptions(_Request, kw_only=True):
+class StreamOptions(Strict, kw_only=True):
     include_usage: bool | None = None
     include_obfuscation: Literal[False] | None = None
 
 
-class Generate(_Request, kw_only=True):
+class Generate(Strict, kw_only=True):
     """What both ways of generating have in common.
 
     ``user``, ``metadata``, ``store``, ``safety_identifier``, ``prompt_cache_key`` and
@@ -60,6 +64,7 @@ class Generate(_Request, kw_only=True):
     seed: int | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
+    response_format: ResponseFormat | None = None
     ignore_eos: bool | None = None
     logit_bias: dict[int, float] | None = None
     priority: int | None = None
@@ -78,15 +83,19 @@ class ContentPart(msgspec.Struct):
     text: str | None = None
 
 
-class Message(_Request, kw_only=True):
+class Message(Strict, kw_only=True):
+    """``name`` is for tools alone. ``parsed`` is what OpenAI's client made of ``content``, which it
+    sends back; it changes nothing."""
+
     role: str
     content: str | list[ContentPart] | None = None
-    name: Raw = _NULL
+    tool_calls: list[PastCall] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+    parsed: Any = None
     refusal: Raw = _NULL
     audio: Raw = _NULL
     annotations: Raw = _NULL
-    tool_calls: Raw = _NULL
-    tool_call_id: Raw = _NULL
     function_call: Raw = _NULL
 
 
@@ -95,10 +104,9 @@ class ChatRequest(Generate, kw_only=True):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    parallel_tool_calls: bool | None = None  # of tools, which are not there
-    response_format: Raw = _NULL
-    tools: Raw = _NULL
-    tool_choice: Raw = _NULL
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     functions: Raw = _NULL
     function_call: Raw = _NULL
     audio: Raw = _NULL
@@ -117,7 +125,7 @@ class CompletionRequest(Generate, kw_only=True):
     best_of: Raw = _NULL
 
 
-class TokenizeRequest(_Request, kw_only=True):
+class TokenizeRequest(Strict, kw_only=True):
     """Either ``prompt`` or ``messages``."""
 
     model: str | None = None
@@ -127,14 +135,14 @@ class TokenizeRequest(_Request, kw_only=True):
     add_generation_prompt: bool | None = None
 
 
-class DetokenizeRequest(_Request, kw_only=True):
+class DetokenizeRequest(Strict, kw_only=True):
     tokens: list[int]
     model: str | None = None
 
 
 # ---------------------------------------------------------------- answers
 
-FinishReason: TypeAlias = Literal["stop", "length"]
+FinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]
 
 
 class Usage(msgspec.Struct):
@@ -168,8 +176,9 @@ class CompletionLogprobs(msgspec.Struct):
 
 
 class AnswerMessage(msgspec.Struct):
-    content: str
+    content: str | None
     role: str = "assistant"
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct):
@@ -190,7 +199,8 @@ class ChatCompletion(msgspec.Struct):
 
 class ChatDelta(msgspec.Struct):
     role: str | UnsetType = UNSET
-    content: str | UnsetType = UNSET
+    content: str | UnsetType | None = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChatChunkChoice(msgspec.Struct):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import msgspec
 
 from ppinfer.engine.tokenizer import Tokenizer
 from ppinfer.errors import RequestError
 from ppinfer.request import ChatMessage
 from ppinfer.server.decoding import refuse_unsupported
-from ppinfer.server.errors import invalid
+from ppinfer.server.errors import invalid, unsupported
 from ppinfer.server.protocol import Message
+from ppinfer.server.protocol_tools import PastCall
+from ppinfer.server.tools import Tools, told
 
 ResultT = TypeVar("ResultT")
 
@@ -21,7 +25,10 @@ TIME_LIMIT = 10.0
 
 _AT_ONCE = 2
 _THREADS = 8
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_ROLES = {
+    "system": "system", "developer": "system", "user": "user", "assistant": "assistant",
+    "tool": "tool",
+}  # fmt: skip
 
 
 class Texts:
@@ -38,13 +45,19 @@ class Texts:
         return await self._run(lambda: known.encode(text, special), param)
 
     async def encode_chat(
-        self, tokenizer: Tokenizer | None, messages: list[Message], header: bool = True
+        self,
+        tokenizer: Tokenizer | None,
+        messages: list[Message],
+        header: bool = True,
+        tools: Tools | None = None,
     ) -> list[int]:
         """With ``header``, the one under which the model is to answer."""
         known, chat = _require(tokenizer, "messages"), plain_messages(messages)
+        template = known.chat_template
 
         def work() -> list[int]:
-            return known.encode(known.chat_template.render(chat, header), add_special_tokens=False)
+            heard, listed = told(chat, tools or Tools(), template.knows_tools)
+            return known.encode(template.render(heard, header, listed), add_special_tokens=False)
 
         return await self._run(work, "messages")
 
@@ -79,21 +92,65 @@ def plain_messages(messages: list[Message]) -> list[ChatMessage]:
     """What a chat template gets to see. OpenAI's ``developer`` is its new word for ``system``."""
     if not messages:
         raise invalid("messages", "messages is empty; give at least one.")
-    plain = []
+    plain: list[ChatMessage] = []
+    called: set[str] = set()
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
         refuse_unsupported(message, f"{where}.")
         role = _ROLES.get(message.role)
         if role is None:
             raise invalid(f"{where}.role", f"{where}.role must be one of {', '.join(_ROLES)}.")
-        plain.append({"role": role, "content": _content(message, f"{where}.content")})
+        plain.append(
+            {
+                "role": role,
+                "content": _content(message, f"{where}.content"),
+                **_of_tools(message, called, where),
+            }
+        )
+        called.update(call.id for call in message.tool_calls or ())
     return plain
+
+
+def _of_tools(message: Message, called: Container[str], where: str) -> dict[str, Any]:
+    """Calls that an assistant made, or which of those ``called`` a tool's message answers."""
+    if message.tool_calls and message.role != "assistant":
+        raise invalid(f"{where}.tool_calls", f"{where}.tool_calls is for the assistant alone.")
+    if message.tool_call_id is not None and message.role != "tool":
+        raise invalid(f"{where}.tool_call_id", f"{where}.tool_call_id is for tools alone.")
+    if message.name is not None and message.role != "tool":
+        raise unsupported(f"{where}.name")
+    if message.role == "tool":
+        if message.tool_call_id is None:
+            name = f"{where}.tool_call_id"
+            raise invalid(name, f"{name} is missing.", "missing_parameter")
+        if message.tool_call_id not in called:
+            raise invalid(
+                f"{where}.tool_call_id", f"{where}.tool_call_id is that of no call before it."
+            )
+        named = {} if message.name is None else {"name": message.name}
+        return {"tool_call_id": message.tool_call_id, **named}
+    calls = message.tool_calls or ()
+    plain = [_plain(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
+    return {"tool_calls": plain} if plain else {}
+
+
+def _plain(call: PastCall, where: str) -> dict[str, Any]:
+    """As templates take it: the arguments are no text, but what that says."""
+    try:
+        arguments = msgspec.json.decode(call.function.arguments, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        name = f"{where}.function.arguments"
+        raise invalid(name, f"{name} must be a JSON object as text.") from None
+    function = {"name": call.function.name, "arguments": arguments}
+    return {"id": call.id, "type": call.type, "function": function}
 
 
 def _content(message: Message, where: str) -> str:
     """Parts are put on lines of their own. Nothing that a part refers to is ever fetched."""
     if isinstance(message.content, str):
         return message.content
+    if not message.content and message.tool_calls:
+        return ""
     if not message.content:
         raise invalid(where, f"{where} must be text.")
     texts = []

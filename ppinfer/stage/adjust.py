@@ -1,8 +1,11 @@
-"""Changes of single logits before a draw: penalties, biases, tokens that are forbidden.
+"""Changes of single logits before a draw: penalties, biases, tokens that are forbidden, masks.
 
 Only tokens that occurred or were named change, so lists of them are kept, not vectors over the
 vocabulary. ``fill`` hands them to the native kernels, ``apply`` does the same in PyTorch, with the
 same roundings.
+
+A mask of the driver has the last word: whatever it allows can be drawn, and nothing else. It has
+ruled out stop tokens before ``min_tokens`` by itself, unless nothing else was left.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from array import array
 
 import torch
 
-from ppinfer.kernels.sample import Settings
+from ppinfer.kernels.sample import Settings, address_of
 from ppinfer.messages import NewSequence
 
 
@@ -30,9 +33,9 @@ class Adjustments:
         for token in sequence.history[sequence.prompt_len :]:
             self.add(token)
 
-    def is_empty(self, position: int) -> bool:
+    def is_empty(self, position: int, mask: bytes) -> bool:
         """Whether the logits at ``position`` stay as they are."""
-        return not (self._params.has_penalties or self._biased or self._forbids(position))
+        return not (self._params.has_penalties or self._biased or mask or self._forbids(position))
 
     def add(self, token: int) -> None:
         """``token`` was drawn."""
@@ -55,11 +58,12 @@ class Adjustments:
         settings.presence = params.presence_penalty
         settings.frequency = params.frequency_penalty
 
-    def fill_forbidden(self, settings: Settings, position: int) -> None:
+    def fill_forbidden(self, settings: Settings, position: int, mask: bytes) -> None:
+        settings.mask = address_of(mask)
         settings.forbidden, count = _address(self._stop_ids)
-        settings.num_forbidden = count if self._forbids(position) else 0
+        settings.num_forbidden = count if self._forbids(position) and not mask else 0
 
-    def apply(self, logits: torch.Tensor, position: int) -> torch.Tensor:
+    def apply(self, logits: torch.Tensor, position: int, mask: bytes) -> torch.Tensor:
         """A changed copy of ``logits`` ``(vocab,)``, in fp32."""
         params = self._params
         logits = logits.float().clone()
@@ -73,13 +77,25 @@ class Adjustments:
             logits[seen] = values - params.presence_penalty * (counts > 0)
         if self._biased:
             logits[_tensor(self._biased, logits.device)] += _tensor(self._biases, logits.device)
-        if self._forbids(position):
+        if mask:
+            allowed = _allowed(mask, logits)
+            logits = torch.where(allowed, logits, -torch.inf)
+            if logits.max() == -torch.inf:  # then what is allowed is equally likely
+                logits = torch.where(allowed, 0.0, -torch.inf)
+        elif self._forbids(position):
             logits[_tensor(self._stop_ids, logits.device)] = -torch.inf
         return logits
 
     def _forbids(self, position: int) -> bool:
         new_tokens = position - self._prompt_len
         return bool(self._stop_ids) and new_tokens < self._params.min_tokens
+
+
+def _allowed(mask: bytes, logits: torch.Tensor) -> torch.Tensor:
+    """The bits of a mask, lowest first: (vocab,), bool."""
+    found = torch.frombuffer(bytearray(mask), dtype=torch.uint8)
+    bits = found[:, None] >> torch.arange(8, dtype=torch.uint8) & 1
+    return bits.flatten()[: logits.numel()].bool().to(logits.device)
 
 
 def _address(values: array[int] | array[float]) -> tuple[int, int]:

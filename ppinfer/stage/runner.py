@@ -92,6 +92,8 @@ class StageRunner:
                 raise self._refusal(f"sequence {step.seq_id} has too few KV blocks")
             starts.append(step.start)
             lengths.append(len(step.tokens))
+            if step.mask and len(step.mask) * 8 < self._model.config.vocab_size:
+                raise self._refusal(f"the mask of sequence {step.seq_id} is too short")
             tables.append(state.blocks)
         batch = AttentionBatch.build(
             starts,
@@ -117,7 +119,7 @@ class StageRunner:
     def sample(self, step: Step, hidden: torch.Tensor) -> list[SampledToken]:
         """The new token of every sequence that the plan samples; last stage only."""
         assert self._sampler is not None
-        rows, seq_ids, positions = [], [], []
+        rows, seq_ids, positions, masks = [], [], [], []
         end = 0
         for part in step.plan.steps:
             end += len(part.tokens)
@@ -125,12 +127,13 @@ class StageRunner:
                 rows.append(end - 1)
                 seq_ids.append(part.seq_id)
                 positions.append(part.start + len(part.tokens))
+                masks.append(part.mask)
         if not rows:
             return []
         if len(rows) < len(hidden):
             hidden = hidden[torch.tensor(rows, device=hidden.device)]
         logits = self._model.logits(hidden)
-        return self._sampler.sample(logits, seq_ids, positions)
+        return self._sampler.sample(logits, seq_ids, positions, masks)
 
     def score(self, step: Step, hidden: torch.Tensor) -> list[PromptLogprobs]:
         """How likely the prompts are that the plan scores; last stage only."""

@@ -41,16 +41,20 @@ class SequenceSampler:
         )
         self._adjustments.fill(self._settings)
 
-    def is_plain(self, position: int) -> bool:
+    def is_plain(self, position: int, mask: bytes) -> bool:
         """Whether the next token is just the highest logit."""
         params = self._params
-        return params.is_greedy and params.logprobs is None and self._adjustments.is_empty(position)
+        return (
+            params.is_greedy
+            and params.logprobs is None
+            and self._adjustments.is_empty(position, mask)
+        )
 
-    def settings(self, position: int, row: int, highest: int) -> Settings:
-        """For the native kernels; good until the next token is taken."""
+    def settings(self, position: int, mask: bytes, row: int, highest: int) -> Settings:
+        """For the native kernels; good until the next token is taken, or ``mask`` is gone."""
         settings = self._settings
         settings.position, settings.row, settings.highest = position, row, highest
-        self._adjustments.fill_forbidden(settings, position)
+        self._adjustments.fill_forbidden(settings, position, mask)
         return settings
 
     def take(self, drawn: Drawn) -> SampledToken:
@@ -67,11 +71,11 @@ class SequenceSampler:
             tuple(drawn.top_logprobs[:count]),
         )
 
-    def draw(self, logits: torch.Tensor, position: int) -> SampledToken:
+    def draw(self, logits: torch.Tensor, position: int, mask: bytes) -> SampledToken:
         """The token at ``position``, from ``logits`` ``(vocab,)``, in PyTorch."""
         adjusted = logits.float()
-        if not self._adjustments.is_empty(position):
-            adjusted = self._adjustments.apply(logits, position)
+        if not self._adjustments.is_empty(position, mask):
+            adjusted = self._adjustments.apply(logits, position, mask)
         token = draw_token(adjusted, self._params, uniform(self._seed, position))
         self._add(token)
         top = self._params.logprobs
@@ -99,11 +103,16 @@ class Sampler:
         self._sequences.pop(seq_id, None)
 
     def sample(
-        self, logits: torch.Tensor, seq_ids: Sequence[int], positions: Sequence[int]
+        self,
+        logits: torch.Tensor,
+        seq_ids: Sequence[int],
+        positions: Sequence[int],
+        masks: Sequence[bytes] | None = None,
     ) -> list[SampledToken]:
         """One token a row of ``logits`` ``(rows, vocab)``, each for its place in ``positions``.
 
-        The logits may be of any float type; what is not greedy is computed in fp32 or better.
+        ``masks`` has a ``SequenceStep.mask`` a row, where there are any. The logits may be of any
+        float type; what is not greedy is computed in fp32 or better.
 
         Raises:
             StageError: there is a NaN among the logits.
@@ -111,15 +120,17 @@ class Sampler:
         highest = highest_of(logits)
         sampled = list(map(SampledToken, seq_ids, highest))
         samplers = [self._sequences[seq_id] for seq_id in seq_ids]
-        rows = [i for i, sampler in enumerate(samplers) if not sampler.is_plain(positions[i])]
+        masks = masks or [b""] * len(samplers)
+        parts = enumerate(zip(samplers, positions, masks, strict=True))
+        rows = [i for i, (of, position, mask) in parts if not of.is_plain(position, mask)]
         if not rows:
             return sampled
         kernels = usable_kernels(logits)
         if kernels is None:
             for i in rows:
-                sampled[i] = samplers[i].draw(logits[i], positions[i])
+                sampled[i] = samplers[i].draw(logits[i], positions[i], masks[i])
         else:
-            settings = [samplers[i].settings(positions[i], i, highest[i]) for i in rows]
+            settings = [samplers[i].settings(positions[i], masks[i], i, highest[i]) for i in rows]
             for i, drawn in zip(rows, draw_rows(kernels, logits, settings), strict=True):
                 sampled[i] = samplers[i].take(drawn)
         return sampled

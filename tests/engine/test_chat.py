@@ -176,7 +176,10 @@ class TestMessages:
             ([{"role": "user", "content": None}], r"content must be a string, not NoneType"),
             ([{"role": 5, "content": "x"}], r"messages\[0\].role must be a string, not int"),
             ([{"role": "user", "content": [{"type": "text"}]}], "must be a string, not list"),
-            ([{"role": "wizard", "content": "x"}], "one of system, user, assistant, not 'wizard'"),
+            (
+                [{"role": "wizard", "content": "x"}],
+                "one of system, user, assistant, tool, not 'wizard'",
+            ),
             ([{"role": "user", "content": "x", "name": "Al"}], "unknown key 'name'"),
         ],
     )

@@ -39,20 +39,24 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-def draws(logits: torch.Tensor, count: int, **params: Any) -> list[SampledToken]:
+def draws(logits: torch.Tensor, count: int, mask: bytes = b"", **params: Any) -> list[SampledToken]:
     """``count`` draws from ``logits`` ``(vocab,)`` with seeds 0, 1, ..."""
     sampler = Sampler(logits.numel())
     for seed in range(count):
         sampler.add(NewSequence(seed, 5, SamplingParams(seed=seed, **params)))
-    return sampler.sample(logits.expand(count, -1), range(count), [5 + s % 3 for s in range(count)])
+    positions = [5 + s % 3 for s in range(count)]
+    return sampler.sample(logits.expand(count, -1), range(count), positions, [mask] * count)
 
 
-def check(logits: torch.Tensor, count: int, **params: Any) -> None:
+def check(logits: torch.Tensor, count: int, mask: bytes = b"", **params: Any) -> None:
     """Every draw is of a token that is kept, and of the one in whose slice the random number is.
 
     Where tokens reach top_p all but exactly, the kept set may be that of a neighbouring top_p.
     """
-    drawn = [sampled.token for sampled in draws(logits, count, **params)]
+    drawn = [sampled.token for sampled in draws(logits, count, mask, **params)]
+    if mask:
+        sequence = NewSequence(0, 5, SamplingParams())
+        logits = Adjustments(sequence, logits.numel()).apply(logits, 5, mask)
     top_p = params.pop("top_p", 1.0)
     around = {top_p, top_p * (1 - 1e-9), min(1.0, top_p * (1 + 1e-9))} if top_p < 1.0 else {1.0}
     assert any(fits(drawn, logits, SamplingParams(top_p=p, **params)) for p in around)
@@ -91,6 +95,19 @@ def test_ties_and_forbidden_tokens(kernel_path: str, params: dict[str, Any]) -> 
     check(torch.full((130,), -torch.inf), 50, **params)
     logits[[4, 500, 650]] = torch.inf
     check(logits, 50, **params)
+
+
+@pytest.mark.parametrize("size", [1, 8, 63, 1001])
+@pytest.mark.parametrize("params", SETTINGS[::3], ids=str)
+def test_masks(kernel_path: str, params: dict[str, Any], size: int) -> None:
+    logits = logits_of(size, torch.bfloat16)
+    for density in (1, 2, 7):  # of eight bits
+        bits = [(7 * i) % 8 < density for i in range(size)]
+        mask = sum(bit << i for i, bit in enumerate(bits)).to_bytes((size + 7) // 8, "little")
+        if size < 8:
+            mask = b"\x7f"  # bits past the vocabulary are nobody's
+        check(logits, 20, mask, **params)
+        check(torch.full((size,), -torch.inf), 5, mask, **params)
 
 
 @settings(
@@ -152,9 +169,10 @@ def test_adjusted_logits_have_the_same_bits(kernel_path: str, dtype: torch.dtype
     sampler.add(sequence)
     for position in range(5, 65):
         logits = (logits_of(size, torch.float32) + position % 4).to(dtype)
-        token = draw_token(expected.apply(logits, position), params, 0.0)
+        mask = bytes([0xFF, 0x00, 0x5A, 0xF7] * 10)[: (size + 7) // 8] if position % 3 else b""
+        token = draw_token(expected.apply(logits, position, mask), params, 0.0)
         expected.add(token)
-        assert sampler.sample(logits[None], [0], [position])[0].token == token
+        assert sampler.sample(logits[None], [0], [position], [mask])[0].token == token
 
 
 def mixed(sequences: Sequence[NewSequence], logits: torch.Tensor) -> list[SampledToken]:

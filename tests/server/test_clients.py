@@ -7,10 +7,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import openai
+import pydantic
 import pytest
 from support.fake_async_engine import ANSWER, RunningServer, running_server, small_tokenizer
 
 from ppinfer.errors import StageError
+
+
+class Person(pydantic.BaseModel):
+    name: str
+    age: int
+
 
 USER: Any = [{"role": "user", "content": "Hi"}]
 
@@ -65,6 +72,41 @@ class TestSync:
             logprobs.content
         )
         assert bytes(logprobs.content[1].bytes or []) == b" quick"
+
+    def test_parsed_answer(self, client: openai.OpenAI, server: RunningServer) -> None:
+        server.engine.answer = '{"name": "Ann", "age": 5}'
+        answer = client.chat.completions.parse(model="small", messages=USER, response_format=Person)
+        assert answer.choices[0].message.parsed == Person(name="Ann", age=5)
+        grammar = server.engine.calls[-1].params.grammar
+        assert grammar is not None
+        assert '"lenient": false' in grammar.text
+
+    def test_parsed_tool_calls(self, client: openai.OpenAI, server: RunningServer) -> None:
+        """Whole, and as the client's own helper puts a stream together."""
+        arguments = '{"name": "Ann", "age": 5}'
+        server.engine.answer = (
+            f'<tool_call>\n{{"name": "Person", "arguments": {arguments}}}\n</tool_call>'
+        )
+        server.engine.info.max_model_len = 2000
+        tools = [openai.pydantic_function_tool(Person)]
+        answer = client.chat.completions.parse(model="small", messages=USER, tools=tools)
+        with client.chat.completions.stream(model="small", messages=USER, tools=tools) as stream:
+            names = {event.type for event in stream}
+            streamed = stream.get_final_completion()
+        assert "tool_calls.function.arguments.done" in names
+        for completion in (answer, streamed):
+            choice = completion.choices[0]
+            assert choice.finish_reason == "tool_calls"
+            assert choice.message.content is None
+            (call,) = choice.message.tool_calls or ()
+            assert call.function.arguments == arguments
+            assert call.function.parsed_arguments == Person(name="Ann", age=5)
+        asked = answer.choices[0].message
+        assert asked.tool_calls
+        result = {"role": "tool", "tool_call_id": asked.tool_calls[0].id, "content": "done"}
+        history: Any = [*USER, asked, result]
+        again = client.chat.completions.create(model="small", messages=history, tools=tools)
+        assert again.choices[0].finish_reason == "tool_calls"
 
     def test_completions(self, client: openai.OpenAI) -> None:
         answer = client.completions.create(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, Literal
 
 import openai
+import pydantic
 import pytest
 from support import choices, run_lm_eval
 from support.processes import Marked
@@ -139,6 +142,122 @@ def test_lm_eval_finds_what_transformers_does(served: Served, tmp_path: Path) ->
         )
         assert [greedy for _, greedy in answers] == [each.is_greedy for each in expected]
     assert done.stdout.count("\n") == 2
+
+
+class Ticket(pydantic.BaseModel):
+    title: str = pydantic.Field(max_length=20)
+    priority: int = pydantic.Field(ge=1, le=5)
+    kind: Literal["bug", "wish"]
+
+
+ASK: Any = [{"role": "user", "content": "The page is blank on my phone. File a ticket."}]
+TOOLS: Any = [openai.pydantic_function_tool(Ticket, name="file_ticket")]
+LIST = {
+    "$defs": {"list": {"anyOf": [{"type": "null"}, {
+        "type": "object", "properties": {"next": {"$ref": "#/$defs/list"}},
+        "required": ["next"], "additionalProperties": False,
+    }]}},
+    "type": "object", "properties": {"next": {"$ref": "#/$defs/list"}}, "required": ["next"],
+    "additionalProperties": False,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def client(served: Served) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=served.url, api_key="none", max_retries=0) as made:
+        yield made
+
+
+def json_schema(schema: dict[str, Any]) -> Any:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+
+
+class TestGuided:
+    def ask(self, client: openai.OpenAI, **fields: Any) -> Any:
+        """The one choice of a greedy answer."""
+        given = {"model": "demo", "messages": ASK, "temperature": 0, "max_tokens": 80} | fields
+        return client.chat.completions.create(**given).choices[0]
+
+    def test_formats(self, client: openai.OpenAI) -> None:
+        ask = "Write your name and age as a JSON object with two keys."
+        messages = [{"role": "user", "content": ask}]
+        choice = self.ask(client, messages=messages, response_format={"type": "json_object"})
+        assert choice.finish_reason == "stop"
+        assert isinstance(json.loads(choice.message.content), dict)
+        choice = self.ask(client, response_format=json_schema(LIST), max_tokens=9)
+        assert choice.finish_reason == "length"
+        assert re.match('({"next": ?)+', choice.message.content)
+        answer = client.chat.completions.parse(
+            model="demo",
+            messages=ASK,
+            response_format=Ticket,
+            temperature=1,
+            seed=1,
+            n=2,
+            max_tokens=80,
+        )
+        for choice in answer.choices:
+            assert choice.finish_reason == "stop"
+            assert isinstance(choice.message.parsed, Ticket)
+        completion = client.completions.create(
+            model="demo", prompt="One digit:",
+            extra_body={"response_format": json_schema({"type": "integer", "enum": [4, 7]})},
+        )  # fmt: skip
+        assert completion.choices[0].text in ("4", "7")
+
+    @pytest.mark.parametrize("pattern", ["^x{1000000}$", "^(x{1000}){1000}$"])
+    def test_an_explosion_is_bounded(self, client: openai.OpenAI, pattern: str) -> None:
+        start = time.monotonic()
+        with pytest.raises(openai.BadRequestError) as caught:
+            schema = json_schema({"type": "string", "pattern": pattern})
+            self.ask(client, response_format=schema)
+        assert caught.value.param == "response_format"
+        with pytest.raises(openai.BadRequestError) as caught:
+            endless = {"type": "object", "properties": {"a": {"$ref": "#/properties/a"}}}
+            self.ask(client, response_format=json_schema(endless | {"required": ["a"]}))
+        assert caught.value.param == "response_format"
+        assert self.ask(client, max_tokens=1).finish_reason == "length"
+        assert time.monotonic() - start < 8
+
+    def test_a_call_that_must_be_made(self, client: openai.OpenAI) -> None:
+        """Whole and streamed, and then its result."""
+        named = {"type": "function", "function": {"name": "file_ticket"}}
+        for choice in ("required", named):
+            made = self.ask(client, tools=TOOLS, tool_choice=choice, parallel_tool_calls=False)
+            assert made.finish_reason == "tool_calls"
+            assert made.message.content is None
+            (call,) = made.message.tool_calls
+            assert call.function.name == "file_ticket"
+            Ticket.model_validate_json(call.function.arguments)
+        with client.chat.completions.stream(
+            model="demo", messages=ASK, temperature=0, tools=TOOLS, tool_choice="required",
+            parallel_tool_calls=False, max_tokens=80,
+        ) as stream:  # fmt: skip
+            streamed = stream.get_final_completion().choices[0]
+        assert streamed.finish_reason == "tool_calls"
+        (again,) = streamed.message.tool_calls or ()
+        assert again.function.arguments == call.function.arguments
+        result = {"role": "tool", "tool_call_id": call.id, "content": "Ticket 5 was filed."}
+        after_it = [*ASK, made.message, result]
+        after = self.ask(client, messages=after_it, tools=TOOLS, max_tokens=4)
+        assert after.finish_reason in ("length", "stop", "tool_calls")
+
+    def test_a_call_that_may_be_made(self, client: openai.OpenAI) -> None:
+        """The model calls after examples of calls, and else it answers in text."""
+        messages: list[Any] = []
+        for title in ("Blank page", "Dark mode"):
+            arguments = json.dumps({"title": title, "priority": 2, "kind": "bug"})
+            call = {"name": "file_ticket", "arguments": arguments}
+            made = {"id": title, "type": "function", "function": call}
+            messages.append({"role": "user", "content": f"File a ticket: {title}"})
+            messages.append({"role": "assistant", "content": None, "tool_calls": [made]})
+        messages.append({"role": "user", "content": "File a ticket: Slow search"})
+        choice = self.ask(client, messages=messages, tools=TOOLS, tool_choice="auto")
+        assert choice.finish_reason == "tool_calls"
+        Ticket.model_validate_json(choice.message.tool_calls[0].function.arguments)
+        choice = self.ask(client, tools=TOOLS, max_tokens=5, seed=1)
+        assert choice.message.content
+        assert not choice.message.tool_calls
 
 
 def test_a_disconnect_makes_room_and_the_end_leaves_nothing(served: Served) -> None:

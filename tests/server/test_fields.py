@@ -175,8 +175,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("name", "value"),
         [
-            ("response_format", {"type": "json_object"}), ("tools", [{"type": "function"}]),
-            ("response_format", "text"), ("tool_choice", "required"), ("functions", [{}]),
+            ("tool_choice", "required"), ("functions", [{}]),
             ("function_call", {"name": "f"}), ("audio", {"voice": "x"}), ("modalities", ["audio"]),
             ("prediction", {}), ("reasoning_effort", "low"), ("verbosity", "low"),
             ("web_search_options", {}), ("logprobs", 3), ("logprobs", "yes"), ("top_logprobs", 2),
@@ -257,11 +256,9 @@ class TestMessages:
             ([{"role": "user", "content": []}], "messages[0].content"),
             ([{"role": "user", "content": 5}], "messages[0].content"),
             ([{"role": "wizard", "content": "x"}], "messages[0].role"),
-            ([{"role": "tool", "content": "x"}], "messages[0].role"),
             ([{"role": 5, "content": "x"}], "messages[0].role"),
             ([{**USER, "name": "Al"}], "messages[0].name"),
             ([USER, {**USER, "foo": 1}], "messages[1].foo"),
-            ([{**USER, "tool_calls": [{"id": 1}]}], "messages[0].tool_calls"),
             (
                 [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
                 "messages[0].content[0].type",

@@ -89,6 +89,13 @@ def test_the_parts_of_a_stages_time_sum_to_its_wall_clock(
             ),
             "too few KV blocks",
         ),
+        (
+            StepPlan(
+                0, 0, [], [NewSequence(5, 1, SamplingParams())],
+                [SequenceStep(5, 0, [1], [0], True, b"\xff" * 37)],
+            ),
+            "mask of sequence 5 is too short",
+        ),
     ],
 )  # fmt: skip
 def test_a_plan_that_does_not_follow_is_refused_by_name(

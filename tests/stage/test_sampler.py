@@ -19,6 +19,7 @@ from transformers.generation.logits_process import (
 from ppinfer.errors import StageError
 from ppinfer.messages import NewSequence, SampledToken
 from ppinfer.sampling import SamplingParams
+from ppinfer.stage import sampler as sampler_module
 from ppinfer.stage.sampler import Sampler
 
 VOCAB = 1000
@@ -32,11 +33,20 @@ def sampler_of(*sequences: NewSequence) -> Sampler:
 
 
 def sample_one(
-    logits: torch.Tensor, position: int = 5, *, stop_ids: tuple[int, ...] = (), **params: Any
+    logits: torch.Tensor,
+    position: int = 5,
+    *,
+    stop_ids: tuple[int, ...] = (),
+    mask: bytes = b"",
+    **params: Any,
 ) -> SampledToken:
     history = tuple(params.pop("history", ()))
     sequence = NewSequence(0, 5, SamplingParams(**params), stop_ids, history)
-    return sampler_of(sequence).sample(logits[None], [0], [position])[0]
+    return sampler_of(sequence).sample(logits[None], [0], [position], [mask])[0]
+
+
+def mask_of(*tokens: int) -> bytes:
+    return sum(1 << token for token in tokens).to_bytes(VOCAB // 8, "little")
 
 
 @pytest.fixture
@@ -139,6 +149,64 @@ def test_logprobs_are_of_the_unchanged_logits(logits: torch.Tensor) -> None:
     assert sampled.top_logprobs == pytest.approx(best.values.tolist())
     assert sample_one(logits, logprobs=0).top_ids == ()
     assert sample_one(logits).logprob is None
+
+
+PATHS = pytest.mark.parametrize("path", ["native", "torch"])
+
+
+def use(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if path == "torch":
+        monkeypatch.setattr(sampler_module, "usable_kernels", lambda _: None)
+
+
+@PATHS
+def test_a_mask_that_allows_all_changes_nothing(
+    path: str, logits: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(path, monkeypatch)
+    everything = b"\xff" * (VOCAB // 8)
+    for params in (
+        {}, {"temperature": 0.8}, {"temperature": 2.0, "top_p": 0.9}, {"repetition_penalty": 2.0},
+        {"temperature": 1.0, "top_k": 20, "logit_bias": {7: 5.0}, "logprobs": 3},
+    ):  # fmt: skip
+        for seed in range(20):
+            given = {**params, "seed": seed, "history": (1, 2, int(logits.argmax()))}
+            assert sample_one(logits, mask=everything, **given) == sample_one(logits, **given)
+
+
+@PATHS
+def test_a_mask_wins_over_everything(
+    path: str, logits: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(path, monkeypatch)
+    allowed = (3, 64, 700, 999)
+    mask = mask_of(*allowed)
+    best = max(allowed, key=lambda token: float(logits[token]))
+    assert sample_one(logits, mask=mask).token == best != int(logits.argmax())
+    drawn = {
+        sample_one(logits, mask=mask, temperature=5.0, seed=seed, logit_bias={8: 100.0}).token
+        for seed in range(60)
+    }
+    assert drawn == set(allowed)
+    # What min_tokens forbids, a mask may need: the driver has thought of that.
+    assert sample_one(logits, mask=mask_of(9), stop_ids=(9,), min_tokens=3).token == 9
+    impossible = torch.full((VOCAB,), 1.0)
+    impossible[list(allowed)] = -torch.inf
+    assert sample_one(impossible, mask=mask).token == 3
+    assert sample_one(impossible, mask=mask, temperature=1.0, seed=4).token in allowed
+    infinite = logits.clone()
+    infinite[[5, 64]] = torch.inf
+    assert sample_one(infinite, mask=mask, temperature=1.0, seed=4).token == 64
+    logprobs = torch.log_softmax(logits.double(), -1)
+    assert sample_one(logits, mask=mask, logprobs=1).logprob == pytest.approx(float(logprobs[best]))
+
+
+def test_masks_are_of_their_own_rows(logits: torch.Tensor) -> None:
+    sequences = [NewSequence(i, 5, SamplingParams()) for i in range(3)]
+    found = sampler_of(*sequences).sample(
+        logits.expand(3, -1), range(3), [5] * 3, [mask_of(8), b"", mask_of(9)]
+    )
+    assert [sampled.token for sampled in found] == [8, int(logits.argmax()), 9]
 
 
 def test_logits_that_are_no_numbers_are_refused(logits: torch.Tensor) -> None:

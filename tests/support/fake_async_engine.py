@@ -55,6 +55,7 @@ class FakeAsyncEngine:
     """Answers every prompt with ``ANSWER``, a token a delta, and then the end of sequence.
 
     Attributes:
+        answer: what is said in place of ``ANSWER``.
         pause: seconds before each delta.
         fail_at: what to raise at which delta; -1 raises when the stream is made.
         endless: the answer is repeated for ever.
@@ -71,6 +72,7 @@ class FakeAsyncEngine:
         self.is_alive = True
         self.calls: list[Call] = []
         self.open_streams = self.aborted = self.taken = 0
+        self.answer = ANSWER
         self.pause = 0.0
         self.endless = False
         self.fail_at: tuple[int, Exception] | None = None
@@ -133,7 +135,7 @@ class FakeStream:
         self._engine, self._prompt, self._params = engine, prompt, params
         self.seq_id, self.prompt_tokens, self.since = seq_id, len(prompt), time.monotonic()
         assert engine.tokenizer is not None
-        ids = engine.tokenizer.encode(ANSWER)
+        ids = engine.tokenizer.encode(engine.answer)
         self._script = [*ids, *sorted(engine.tokenizer.eos_token_ids)]
         self._decoder = Detokenizer(engine.tokenizer, params.stop)
         self.sent = 0

@@ -58,6 +58,13 @@ def _draw(tokens: Sequence[int], stop_ids: Iterable[int], num_output: int, min_t
     return token
 
 
+def next_allowed(token: int, mask: bytes) -> int:
+    """The token, or the first after it that has a bit in the mask."""
+    while not mask[token >> 3] >> (token & 7) & 1:
+        token = (token + 1) % VOCABULARY
+    return token
+
+
 @dataclass
 class _State:
     new: NewSequence
@@ -136,6 +143,8 @@ class FakePipeline:
         tokens = self._read(state, state.length)
         num_output = state.length - state.new.prompt_len
         token = _draw(tokens, state.new.stop_ids, num_output, state.new.params.min_tokens)
+        if step.mask:
+            token = next_allowed(token, step.mask)
         state.latest = token
         return SampledToken(step.seq_id, token)
 

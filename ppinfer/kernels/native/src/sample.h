@@ -17,7 +17,8 @@ static const int OCTAVES = 80, BINS = OCTAVES * 4 + 1;
 static const double FLT_LEAST = -3.4028234663852886e38;
 
 // One row's settings, as kernels/sample.py fills them in. The logits of `seen` tokens (in prompt or
-// output, `counts` times in the output) are penalised, `biased` ones moved, `forbidden` ones ruled out.
+// output, `counts` times in the output) are penalised, `biased` ones moved, `forbidden` ones ruled out;
+// of a `mask`, a bit a token, those without a bit.
 struct Settings {
   int64_t seed, position, top_k;
   double temperature, top_p, min_p;  // temperature 0: the highest
@@ -26,6 +27,7 @@ struct Settings {
   const int32_t *biased;
   const float *biases;
   const int32_t *forbidden;
+  const uint8_t *mask;  // or null
   int32_t num_seen, num_biased, num_forbidden;
   float repetition, presence, frequency;
   int32_t row, highest;  // which row of the logits, and its greatest element
@@ -218,6 +220,27 @@ static void adjust(const Settings &s, std::vector<float> &x) {
   for (int i = 0; i < s.num_forbidden; i++) x[s.forbidden[i]] = -__builtin_inff();
 }
 
+INLINE bool has_bit(const uint8_t *mask, long i) { return mask[i >> 3] >> (i & 7) & 1; }
+
+// Rules out what has no bit in the mask. Returns the greatest of the rest; where that is minus infinity,
+// all of the rest are made equal.
+static int32_t masked(const uint8_t *mask, std::vector<float> &x) {
+  const long size = x.size();
+  long i = 0;
+  for (; i + 8 <= size; i += 8) {
+    const int bits = mask[i >> 3];
+    if (bits == 0) std::fill_n(&x[i], 8, -__builtin_inff());  // most bytes are this or 255
+    else if (bits != 255)
+      for (int j = 0; j < 8; j++) x[i + j] = bits >> j & 1 ? x[i + j] : -__builtin_inff();
+  }
+  for (; i < size; i++)
+    if (!has_bit(mask, i)) x[i] = -__builtin_inff();
+  int32_t highest = argmax(x.data(), size);
+  if (x[highest] > -__builtin_inff()) return highest;
+  for (i = 0; i < size; i++) x[i] = has_bit(mask, i) ? 0 : -__builtin_inff();
+  return argmax(x.data(), size);
+}
+
 // Its greatest, which is finite hereafter: where it was not, as much of it as of any equal one is
 // left, and nothing of the rest.
 static float level(std::vector<float> &x, int32_t highest) {
@@ -248,10 +271,10 @@ template <class T> static void sample(const T *x, long size, const Settings &s, 
   if (i < size) store_some(&logits[i], load_some(x + i, (int)(size - i)), (int)(size - i));
   out.token = s.given >= 0 ? s.given : s.highest;
   std::vector<float> *from = &logits;
-  if (s.num_seen || s.num_biased || s.num_forbidden) {
+  if (s.num_seen || s.num_biased || s.num_forbidden || s.mask) {
     from = &(changed = logits);
     adjust(s, changed);
-    out.token = argmax(changed.data(), size);
+    out.token = s.mask ? masked(s.mask, changed) : argmax(changed.data(), size);
   }
   if (s.temperature > 0) {
     const float most = level(*from, out.token);
