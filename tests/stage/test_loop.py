@@ -92,7 +92,7 @@ def test_the_parts_of_a_stages_time_sum_to_its_wall_clock(
         (
             StepPlan(
                 0, 0, [], [NewSequence(5, 1, SamplingParams())],
-                [SequenceStep(5, 0, [1], [0], True, b"\xff" * 37)],
+                [SequenceStep(5, 0, [1], [0], True, mask=b"\xff" * 37)],
             ),
             "mask of sequence 5 is too short",
         ),
