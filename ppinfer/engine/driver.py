@@ -6,20 +6,15 @@ request gains goes into a queue of its own, however slowly that queue is read.
 
 from __future__ import annotations
 
-import copy
 import functools
-import os
-import queue
-import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, wait
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from ppinfer.engine.live import Item, LiveRequest, Sink
 from ppinfer.engine.masks import Masks
+from ppinfer.engine.note_thread import NoteThread
 from ppinfer.engine.observer import Observer
 from ppinfer.engine.report import EngineReport, StageLayout
 from ppinfer.engine.state import EngineState, LiveState
@@ -27,7 +22,7 @@ from ppinfer.engine.supervisor import Supervisor
 from ppinfer.engine.tally import Tally
 from ppinfer.engine.tracing import Tracer
 from ppinfer.engine.window import Meter
-from ppinfer.errors import EngineClosedError, PPInferError, StageError
+from ppinfer.errors import PPInferError, StageError
 from ppinfer.messages import StageStats, StageTrace, StatsRequest, StepResult
 from ppinfer.schedule.generate import GenerateSchedule
 from ppinfer.schedule.micro_batch import MicroBatchManager, TokenUpdate
@@ -37,10 +32,6 @@ from ppinfer.trace.model import Trace
 _GRACE_SECONDS = 5.0
 """A stage that waits for another gives up first and names it; the driver waits this much longer."""
 
-_CHECK_SECONDS = 0.5
-
-_ResultT = TypeVar("_ResultT")
-
 
 @dataclass(slots=True)
 class _Outstanding:
@@ -48,7 +39,7 @@ class _Outstanding:
     since: float
 
 
-class Driver:
+class Driver(NoteThread):
     """Owns the supervisor and the schedule from ``start`` on; other threads only leave it notes."""
 
     def __init__(
@@ -61,6 +52,7 @@ class Driver:
         timeout: float,
         masks: Masks | None = None,
     ) -> None:
+        super().__init__("ppinfer-driver", supervisor.wake)
         self._supervisor = supervisor
         self._manager = manager
         self._schedule = schedule
@@ -69,7 +61,6 @@ class Driver:
         self._masks = masks or Masks()
         self._live: dict[int, LiveRequest] = {}
         self._undelivered: list[TokenUpdate] = []
-        self._notes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._outstanding: deque[_Outstanding] = deque()
         self._tracer = Tracer(layouts, supervisor.broadcast)
         self._clock = self._tracer.clock
@@ -80,25 +71,19 @@ class Driver:
         self._observer = Observer(
             layouts, manager, supervisor, self._meter, self._tracer, self._tally, self._live
         )
-        self._failure: PPInferError | None = None
         self._stopping = False
-        self._pid = os.getpid()
-        self._thread = threading.Thread(target=self._run, name="ppinfer-driver", daemon=True)
 
     # ------------------------------------------------------------ for other threads
-
-    def start(self) -> None:
-        self._thread.start()
 
     def submit(self, requests: Iterable[LiveRequest]) -> None:
         """Queue requests; their deltas, or the reason why none come, go to their sinks."""
         batch = list(requests)
-        self._leave(lambda: self._admit(batch))
+        self.leave(lambda: self._admit(batch))
 
     def abort(self, seq_ids: Iterable[int]) -> None:
         """Drop what is unfinished of these sequences; nothing more comes for them."""
         ids = list(seq_ids)
-        self._leave(lambda: self._drop(ids))
+        self.leave(lambda: self._drop(ids))
 
     def report(self) -> EngineReport:
         """Figures of the run under way, or else of the last one.
@@ -106,9 +91,7 @@ class Driver:
         Raises:
             StageError: a stage failed before it could answer.
         """
-        future: Future[EngineReport] = Future()
-        self._leave(lambda: self._meter.ask(future))
-        return self._wait(future)
+        return self.ask(self._meter.ask)
 
     def trace(self, on: bool) -> Trace | None:
         """Begin a trace, or end it and return it.
@@ -117,9 +100,7 @@ class Driver:
             TraceError: one is being made already, or none.
             StageError: a stage failed before it could answer.
         """
-        future: Future[Trace | None] = Future()
-        self._leave(lambda: self._tracer.switch(on, future))
-        return self._wait(future)
+        return self.ask(lambda future: self._tracer.switch(on, future))
 
     def state(self, patience: float) -> EngineState:
         """What is known now. Stages have ``patience`` seconds to say how they are; of one that does
@@ -128,73 +109,34 @@ class Driver:
         Raises:
             PPInferError: what ended the engine.
         """
-        self._try(self._meter.refresh, patience)
-        return self._call(self._observer.state)
+        self.try_for(patience, self._meter.refresh)
+        return self.call(self._observer.state)
 
     def live(self, patience: float) -> LiveState:
         """The state, and what stages did since the last call; the first one begins to record it."""
-        self._try(self._observer.look, patience)
-        return self._call(self._observer.live)
+        self.try_for(patience, self._observer.look)
+        return self.call(self._observer.live)
 
     def look_away(self) -> None:
         """Record for ``live`` no longer."""
-        self._leave(self._tracer.look_away)
-
-    def _try(self, ask: Callable[[Future[None]], None], patience: float) -> None:
-        future: Future[None] = Future()
-        self._leave(lambda: ask(future))
-        wait([future], patience)
-
-    def _call(self, work: Callable[[], _ResultT]) -> _ResultT:
-        future: Future[_ResultT] = Future()
-        self._leave(lambda: future.set_result(work()))
-        return self._wait(future)
-
-    def _wait(self, future: Future[_ResultT]) -> _ResultT:
-        while True:
-            try:
-                return future.result(timeout=_CHECK_SECONDS)
-            except TimeoutError:
-                self.check()
-
-    def check(self) -> None:
-        """Raise what ended the driver, if anything did."""
-        if self._pid != os.getpid():
-            raise EngineClosedError(
-                "This engine belongs to the process that made it; make one after the fork."
-            )
-        if self._failure is not None:
-            raise _fresh(self._failure)
-        if not self._thread.is_alive():
-            raise EngineClosedError("This engine is closed; make a new one.")
-
-    def wait(self) -> PPInferError:
-        """Wait for the driver's end; returns why, ``EngineClosedError`` where it was closed."""
-        self._thread.join()
-        return _fresh(self._failure or EngineClosedError("The engine was closed."))
+        self.leave(self._tracer.look_away)
 
     def close(self) -> None:
         """Stop the thread and every stage; what is unfinished ends with ``EngineClosedError``.
 
         May be called again, from any thread. In a forked child it does nothing.
         """
-        if self._pid != os.getpid():
+        if self.is_foreign:
             return
-        if not self._thread.is_alive():
+        if not self.is_running:
             self._supervisor.close()
             return
-        self._leave(self._stop)
-        if threading.current_thread() is not self._thread:  # where the engine was collected
-            self._thread.join()
-
-    def _leave(self, note: Callable[[], None]) -> None:
-        if self._pid == os.getpid():
-            self._notes.put(note)
-            self._supervisor.wake()
+        self.leave(self._stop)
+        self.join()  # not where the engine was collected on this very thread
 
     # ------------------------------------------------------------ the thread
 
-    def _run(self) -> None:
+    def run(self) -> None:
         clock = self._clock
         read = functools.partial(clock.enter, DriverActivity.READ)
         try:
@@ -211,25 +153,23 @@ class Driver:
                     else:
                         raise AssertionError(f"{type(message).__name__} while running")
                 clock.enter(DriverActivity.ADMIT)
-                while not self._notes.empty():
-                    self._notes.get()()
+                self.read_notes()
                 self._fill()
                 self._deliver()
                 if not self._manager.has_unfinished:
                     self._meter.end()
         except PPInferError as error:
-            self._failure = error
+            self.failure = error
         except BaseException as error:  # a panic of a native library is no Exception
-            self._failure = StageError(f"The driver failed: {type(error).__name__}: {error}")
-            self._failure.__cause__ = error
+            self.failure = StageError(f"The driver failed: {type(error).__name__}: {error}")
+            self.failure.__cause__ = error
         finally:
             self._supervisor.close()
             self._masks.close()
-            reason = self._failure or EngineClosedError("The engine was closed.")
-            self._meter.fail(_fresh(reason))
-            self._tracer.fail(_fresh(reason))
+            self._meter.fail(self.reason)
+            self._tracer.fail(self.reason)
             for live in self._live.values():
-                live.sink.put([_fresh(reason)])
+                live.sink.put([self.reason])
             self._live.clear()
 
     def _fill(self) -> None:
@@ -346,11 +286,3 @@ def _no_text(error: Exception) -> PPInferError:
     )
     failure.__cause__ = error
     return failure
-
-
-def _fresh(error: PPInferError) -> PPInferError:
-    """The same error to be raised once more: a traceback grows with every raise, and keeps alive
-    whatever its frames refer to."""
-    again = copy.copy(error)
-    again.__cause__ = error.__cause__
-    return again
