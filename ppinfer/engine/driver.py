@@ -200,13 +200,14 @@ class Driver:
         """Plan as many steps as can run now: filling the pipeline comes before waiting for it."""
         self._clock.enter(DriverActivity.PLAN)
         self._settle_masks()
+        memory = self._manager.memory
+        cached = memory.cached_tokens
         while (plan := self._schedule.next_plan()) is not None:
             self._tracer.planned(plan)
             self._supervisor.broadcast(plan)
             if plan.new:
-                new = {sequence.seq_id for sequence in plan.new}
-                cached = sum(step.start for step in plan.steps if step.seq_id in new)
-                self._meter.begin().cached_tokens += cached
+                self._meter.begin().cached_tokens += memory.cached_tokens - cached
+                cached = memory.cached_tokens
             self._outstanding.append(_Outstanding(plan.step_id, time.monotonic()))
             self._clock.enter(DriverActivity.PLAN)
 

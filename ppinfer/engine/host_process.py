@@ -111,6 +111,7 @@ class HostProcess:
                 tuple(request.stop_ids),
                 request.priority,
                 request.salt,
+                request.streamed,
             )
         )
 

@@ -112,4 +112,10 @@ class Service:
                     seed = fields.seed_of_choice(params.seed, index)
                     own = msgspec.structs.replace(params, seed=seed)
                 jobs.append(Job(ids, own))
-        return Answers(self.engine, jobs, fields.priority(request), salt)
+        return Answers(
+            self.engine,
+            jobs,
+            priority=fields.priority(request),
+            salt=salt,
+            streamed=bool(request.stream),
+        )

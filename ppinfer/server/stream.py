@@ -32,9 +32,11 @@ class Job(NamedTuple):
 class Answers:
     """The sequences of one request; a context manager that aborts them at its end."""
 
-    def __init__(self, engine: Engine, jobs: Sequence[Job], priority: int, salt: str) -> None:
+    def __init__(
+        self, engine: Engine, jobs: Sequence[Job], *, priority: int, salt: str, streamed: bool
+    ) -> None:
         self._engine, self._jobs = engine, jobs
-        self._priority, self._salt = priority, salt
+        self._priority, self._salt, self._streamed = priority, salt, streamed
         self._streams: list[TokenStream] = []
 
     async def __aenter__(self) -> Answers:
@@ -42,7 +44,13 @@ class Answers:
         try:
             for ids, params in self._jobs:
                 self._streams.append(
-                    self._engine.stream(ids, params, priority=self._priority, salt=self._salt)
+                    self._engine.stream(
+                        ids,
+                        params,
+                        priority=self._priority,
+                        salt=self._salt,
+                        streamed=self._streamed,
+                    )
                 )
         except BaseException:
             await self._close()
