@@ -7,12 +7,11 @@ import threading
 from collections import OrderedDict
 from collections.abc import Collection
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ppinfer.engine.driver import Driver
 from ppinfer.engine.live import LiveRequest
-from ppinfer.engine.masks import Masks, MatcherConstraint, grammar_error
+from ppinfer.engine.masks import Beginning, Masks, MatcherConstraint, grammar_error
 from ppinfer.engine.prompts import Limits
 from ppinfer.errors import PPInferError, RequestError
 from ppinfer.grammar import Grammar
@@ -25,7 +24,7 @@ COMPILE_SECONDS = 5.0
 """A usual grammar takes a millisecond."""
 
 _AT_ONCE = 2
-_KEPT = 64
+_KEPT = 32
 # Of llguidance, whose own defaults are for those who trust a grammar.
 _LIMITS: dict[str, Any] = {
     "verbose_errors": False,
@@ -35,14 +34,6 @@ _LIMITS: dict[str, Any] = {
     "step_lexer_fuel": 100_000,
     "step_max_items": 20_000,
 }
-
-
-@dataclass(frozen=True)
-class _Compiled:
-    """``matcher`` is to be copied; ``ends`` are the tokens by which it knows the end of a text."""
-
-    matcher: Any
-    ends: frozenset[int]
 
 
 class Grammars:
@@ -57,7 +48,7 @@ class Grammars:
         self._vocabulary_lock = threading.Lock()
         self._vocabulary: Any = None
         self._lock = threading.Lock()
-        self._compiled: OrderedDict[Grammar, Future[_Compiled]] = OrderedDict()
+        self._compiled: OrderedDict[Grammar, Future[Beginning]] = OrderedDict()
 
     def constrain(self, request: Request) -> Request:
         """The request with the constraint of its grammar, if it has one.
@@ -74,16 +65,11 @@ class Grammars:
         except TimeoutError:
             why = f"it could not be compiled within {COMPILE_SECONDS:g} seconds"
             raise grammar_error(why) from None
-        constraint = MatcherConstraint(
-            compiled.matcher.deep_copy(),
-            request,
-            compiled.ends,
-            (self._limits.vocab_size + 7) // 8,
-            self._masks,
-        )
+        size = (self._limits.vocab_size + 7) // 8
+        constraint = MatcherConstraint(compiled, request, size, self._masks)
         return dataclasses.replace(request, constraint=constraint)
 
-    def _future(self, grammar: Grammar) -> Future[_Compiled]:
+    def _future(self, grammar: Grammar) -> Future[Beginning]:
         with self._lock:
             future = self._compiled.get(grammar)
             if future is None:
@@ -95,7 +81,7 @@ class Grammars:
                 self._compiled.popitem(last=False)
             return future
 
-    def _compile(self, grammar: Grammar, future: Future[_Compiled]) -> None:
+    def _compile(self, grammar: Grammar, future: Future[Beginning]) -> None:
         try:
             with self._turn:
                 future.set_result(self._made(grammar))
@@ -105,7 +91,7 @@ class Grammars:
             known = isinstance(error, PPInferError)
             future.set_exception(error if known else grammar_error(repr(error)))
 
-    def _made(self, grammar: Grammar) -> _Compiled:
+    def _made(self, grammar: Grammar) -> Beginning:
         with self._vocabulary_lock:
             if self._vocabulary is None:
                 self._vocabulary = _vocabulary(self._tokenizer, self._limits)
@@ -117,11 +103,9 @@ class Grammars:
             log_level=0,
             limits=LLParserLimits(**_LIMITS),
         )
-        if not matcher.is_error():
-            matcher.compute_bitmask()  # whoever gets a copy need not do that again
         if matcher.is_error():
             raise grammar_error(matcher.get_error())
-        return _Compiled(matcher, frozenset(self._vocabulary.eos_tokens))
+        return Beginning.of(matcher, frozenset(self._vocabulary.eos_tokens))
 
 
 def _vocabulary(tokenizer: Tokenizer | None, limits: Limits) -> Any:

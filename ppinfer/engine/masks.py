@@ -12,6 +12,7 @@ import queue
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import Protocol
 
 from ppinfer.errors import RequestError
@@ -27,6 +28,7 @@ _PATIENCE_SECONDS = 0.002
 class Matcher(Protocol):
     """``llguidance.LLMatcher``, as far as it is used here."""
 
+    def deep_copy(self) -> Matcher: ...
     def consume_token(self, token: int, /) -> bool: ...
     def compute_bitmask(self) -> bytes: ...
     def is_accepting(self) -> bool: ...
@@ -66,74 +68,92 @@ class Masks:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """A compiled grammar, before the first token.
+
+    Attributes:
+        matcher: of all requests with this grammar, which take copies.
+        mask: for the first token.
+        may_end: whether an output may be empty.
+        ends: the tokens by which the matcher knows the end of an output.
+    """
+
+    matcher: Matcher
+    mask: bytes
+    may_end: bool
+    ends: frozenset[int]
+
+    @classmethod
+    def of(cls, matcher: Matcher, ends: frozenset[int]) -> Beginning:
+        """Raises ``RequestError`` where no token can come first."""
+        return cls(matcher, _mask(matcher), matcher.is_accepting(), ends)
+
+
 class MatcherConstraint:
     """A ``Constraint``: the output of one request, held against its grammar.
 
     It follows the tokens that were committed, so a sequence that is computed again goes on with it.
-
-    Args:
-        matcher: at the beginning of the output, and nobody else's.
-        ends: the tokens by which the matcher knows the end of the output.
-        size: bytes of a mask.
-
-    Raises:
-        RequestError: no token can come first.
+    Until the first of them it takes no memory to speak of. A mask has ``size`` bytes.
     """
 
-    def __init__(
-        self, matcher: Matcher, request: Request, ends: frozenset[int], size: int, masks: Masks
-    ) -> None:
-        self._matcher = matcher
+    def __init__(self, beginning: Beginning, request: Request, size: int, masks: Masks) -> None:
+        self._matcher = beginning.matcher
         self._seq_id = request.seq_id
         self._min_tokens = request.params.min_tokens
         self._stops = request.stop_ids
-        self._not_stops, self._other_stops = ends - request.stop_ids, request.stop_ids - ends
+        self._not_stops = beginning.ends - request.stop_ids
+        self._other_stops = request.stop_ids - beginning.ends
         self._size = size
         self._masks = masks
         self._num_tokens = 0
-        self.mask: bytes | None = self._next()
+        self.mask: bytes | None = self._with_stops(beginning.mask, beginning.may_end)
 
     def accept(self, token: int) -> bool:
+        if not self._num_tokens:
+            self._matcher = self._matcher.deep_copy()
         self.mask = None
         self._num_tokens += 1
-        matcher = self._matcher
-        if matcher.consume_token(token) and matcher.is_stopped():
+        if self._matcher.consume_token(token) and self._matcher.is_stopped():
             return True
         self._masks.begin(self._make)
         return False
 
     def _make(self) -> None:
         try:
-            self.mask = self._next()
+            self.mask = self._with_stops(_mask(self._matcher), self._matcher.is_accepting())
         except RequestError as error:
             self._masks.fail(self._seq_id, error)
         except BaseException as error:  # a panic of the library is no Exception
             self._masks.fail(self._seq_id, grammar_error(f"{type(error).__name__}: {error}"))
 
-    def _next(self) -> bytes:
-        given = self._matcher.compute_bitmask()[: self._size]
-        if self._matcher.is_error():
-            raise grammar_error(self._matcher.get_error())
-        if not any_bit(given):
-            raise grammar_error("no token of this model fits it here")
-        mask = self._with_stops(given)
-        return mask if any_bit(mask) else given  # rather the wrong end than none
-
-    def _with_stops(self, given: bytes) -> bytes:
-        """Where the output may end, with every stop token of the request and none of the others."""
+    def _with_stops(self, given: bytes, may_end: bool) -> bytes:
+        """Where the output may end, with every stop token of the request and none of the others;
+        but rather with the wrong end than with none."""
+        given = given[: self._size]
         is_early = self._num_tokens < self._min_tokens
         if not (is_early or self._not_stops or self._other_stops):
             return given
         mask = bytearray(given)
-        if self._matcher.is_accepting():
+        if may_end:
             for token in self._other_stops:
                 mask[token >> 3] |= 1 << (token & 7)
         for token in self._not_stops | (self._stops if is_early else frozenset()):
             mask[token >> 3] &= ~(1 << (token & 7))
-        return bytes(mask)
+        return bytes(mask) if _any_bit(mask) else given
 
 
-def any_bit(mask: bytes) -> bool:
+def _mask(matcher: Matcher) -> bytes:
+    """A bit a token. Raises ``RequestError`` where there is none."""
+    mask = matcher.compute_bitmask()
+    if matcher.is_error():
+        raise grammar_error(matcher.get_error())
+    if not _any_bit(mask):
+        raise grammar_error("no token of this model fits it here")
+    return mask
+
+
+def _any_bit(mask: bytes | bytearray) -> bool:
     return mask.count(0) != len(mask)
 
 

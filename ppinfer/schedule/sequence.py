@@ -93,11 +93,12 @@ class Sequence:
     @property
     def num_unplanned(self) -> int:
         """Tokens that no plan covers yet: what is left of a prompt, or the latest drawn token."""
-        constraint = self._constraint
-        if constraint is not None and (self.num_pending or constraint.mask is None):
-            return 0
         drawn, most = len(self.tokens) + self.num_pending, self._most_computed
-        return (drawn if drawn < most else most) - self.num_planned
+        count = (drawn if drawn < most else most) - self.num_planned
+        constraint = self._constraint
+        if constraint is not None and count and (self.num_pending or constraint.mask is None):
+            count -= 1  # the last of them, which another is drawn after
+        return count
 
     @property
     def is_prefilling(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ppinfer.engine.masks import Masks, MatcherConstraint, grammar_error
+from ppinfer.engine.masks import Beginning, Masks, MatcherConstraint, grammar_error
 from ppinfer.errors import RequestError
 from ppinfer.request import Request
 from ppinfer.sampling import SamplingParams
@@ -32,7 +32,10 @@ class FakeMatcher:
         if isinstance(self.error, Exception):
             raise self.error
         allowed = [] if self.only_end else [5]
-        return bits(*allowed, *([EOS] if self.is_accepting() else [])) + b"\xff"  # of nobody
+        return bits(*allowed, *([EOS] if self.is_accepting() else [])) + b"\0"  # of nobody
+
+    def deep_copy(self) -> FakeMatcher:
+        return self  # it is the only one's
 
     def consume_token(self, token: int) -> bool:
         self.tokens.append(token)
@@ -66,7 +69,7 @@ def constraint_of(
     masks: Masks, matcher: FakeMatcher, stop_ids: tuple[int, ...] = (EOS,), **params: Any
 ) -> MatcherConstraint:
     request = Request(7, (1,), SamplingParams(**params), frozenset(stop_ids))
-    return MatcherConstraint(matcher, request, frozenset({EOS}), 3, masks)
+    return MatcherConstraint(Beginning.of(matcher, frozenset({EOS})), request, 3, masks)
 
 
 def never() -> None:

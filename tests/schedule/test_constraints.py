@@ -138,3 +138,22 @@ def test_those_of_one_slot_go_together(stages: int, ticks: int) -> None:
     run(rig, constraints)
     assert [len(rig.outputs[i]) for i in (0, 1)] == [20, 20]
     assert sum(len(plan.steps) == 2 for plan in rig.pipeline.plans) >= 15
+
+
+@pytest.mark.parametrize("lateness", [0, 1, 4])
+def test_one_that_starts_over_goes_on_where_it_was(lateness: int) -> None:
+    """What it must follow belongs to the tokens that were committed, and outlives its memory."""
+    rig = Rig(slots=2, num_blocks=14, block_size=4, expected_output=2)
+    constraints = [Alternating(lateness) for _ in range(4)]
+    requests = [
+        constrained(make_request(i, 3 + i, max_tokens=24), constraint)
+        for i, constraint in enumerate(constraints)
+    ]
+    for request in requests:
+        rig.add(request)
+    rig.add(make_request(9, 4, max_tokens=24))
+    run(rig, constraints)
+    assert rig.num_preempted > 1
+    for request in requests:
+        assert rig.outputs[request.seq_id] == expected(request)
+    assert rig.pool.num_used == 0
