@@ -57,25 +57,25 @@ def check_person(text: str) -> None:
     assert found["colour"] in ("red", "green")
 
 
-def test_the_same_tokens_alone_and_beside_others_and_however_it_is_cut(
-    engine: PPInferEngine, folder: Path
-) -> None:
-    prompts = [random_ids(length, length, 500) for length in (5, 40, 3, 129, 7, 64, 2, 11)]
-    held = [SAMPLED, GREEDY]
-    free = engine.generate(prompts, FREE)
-    alone = [engine.generate([9, 8, 7], params)[0] for params in held]
-    for output in alone:
+PROMPTS = [random_ids(length, length, 500) for length in (5, 40, 3, 129, 7, 64, 2, 11)]
+MIXED = [([9, 8, 7], SAMPLED), *((prompt, FREE) for prompt in PROMPTS), ([9, 8, 7], GREEDY)]
+
+
+@pytest.fixture(scope="module")
+def alone(engine: PPInferEngine) -> list[list[int]]:
+    """The tokens of ``MIXED``, each computed without the others."""
+    outputs = [engine.generate([prompt], params)[0] for prompt, params in MIXED]
+    for output in (outputs[0], outputs[-1]):
         check_person(output.text)
         assert output.finish_reason == "stop"
-    mixed = engine.generate(
-        [[9, 8, 7], *prompts, [9, 8, 7]], [held[0], *[FREE] * len(prompts), held[1]]
-    )
-    with PPInferEngine(folder, pp_size=1) as whole:
-        again = whole.generate([[9, 8, 7], *prompts, [9, 8, 7]], [held[0], *[FREE] * 8, held[1]])
-    for results in (mixed, again):
-        assert [result.token_ids for result in results] == [
-            alone[0].token_ids, *(result.token_ids for result in free), alone[1].token_ids,
-        ]  # fmt: skip
+    return [output.token_ids for output in outputs]
+
+
+def test_the_same_tokens_alone_and_beside_others(
+    engine: PPInferEngine, alone: list[list[int]]
+) -> None:
+    prompts, params = zip(*MIXED, strict=True)
+    assert [output.token_ids for output in engine.generate(list(prompts), list(params))] == alone
 
 
 def test_one_that_fails_on_its_way_fails_alone(engine: PPInferEngine) -> None:
@@ -133,27 +133,26 @@ def test_a_grammar_that_is_refused_costs_nothing(engine: PPInferEngine) -> None:
     assert engine.generate([1], FREE)[0].finish_reason == "length"
 
 
-def test_of_the_asynchronous_engine(folder: Path, engine: PPInferEngine) -> None:
-    """Compiled beside the driver: what is refused, or aborted meanwhile, leaves nothing behind."""
-    expected = engine.generate([9, 8, 7], SAMPLED)[0].token_ids
+def test_of_the_asynchronous_engine(folder: Path, alone: list[list[int]]) -> None:
+    """Cut otherwise, and compiled beside the driver: what is refused, or aborted meanwhile, leaves
+    nothing behind."""
 
-    async def tokens(of: AsyncPPInferEngine, params: SamplingParams) -> list[int]:
-        stream = of.stream([9, 8, 7], params)
-        return [token async for delta in stream for token in delta.token_ids]
+    async def tokens(of: AsyncPPInferEngine, prompt: list[int], params: SamplingParams) -> Any:
+        return [token async for delta in of.stream(prompt, params) for token in delta.token_ids]
 
     async def run() -> None:
-        async with await AsyncPPInferEngine.create(folder, pp_size=1) as asynchronous:
+        async with await AsyncPPInferEngine.create(folder, pp_size=1) as engine:
             start = time.monotonic()
             for grammar in (Grammar.regex("("), Grammar.json_schema({"type": 5})):
                 with pytest.raises(RequestError) as caught:
-                    await tokens(asynchronous, SamplingParams(grammar=grammar))
+                    await tokens(engine, [1], SamplingParams(grammar=grammar))
                 assert caught.value.param == "grammar"
             for _ in range(3):  # at once after its begin
-                asynchronous.stream([1, 2], SamplingParams(max_tokens=400, grammar=LONG)).cancel()
-            found = await asyncio.gather(*(tokens(asynchronous, SAMPLED) for _ in range(3)))
-            assert found == [expected] * 3
+                engine.stream([1, 2], SamplingParams(max_tokens=400, grammar=LONG)).cancel()
+            found = await asyncio.gather(*(tokens(engine, *pair) for pair in MIXED))
+            assert found == alone
             assert time.monotonic() - start < 10
-            report = await asynchronous.report()
-            assert report.new_tokens < 500
+            report = await engine.report()
+            assert report.new_tokens < sum(map(len, alone)) + 100
 
     asyncio.run(run())
