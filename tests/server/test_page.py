@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from support.browser import Browser, Page, chromium, running_browser
-from support.checkpoints import make_model, save_model
+from support.checkpoints import SMALL
 from support.exposition import of, samples
 from support.fake_async_engine import RunningServer, running_server, wait_until
 from support.processes import Marked
@@ -297,27 +297,27 @@ def test_it_says_how_the_server_is(page: Page, monkeypatch: pytest.MonkeyPatch) 
 # ---------------------------------------------------------------- a real server
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model that can chat."""
-    folder = tmp_path_factory.mktemp("model")
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A tiny model that can chat; its weights are made up."""
     tokenizer = train_byte_level()
-    model = make_model(
-        "llama", vocab_size=tokenizer.get_vocab_size(), num_hidden_layers=4,
-        max_position_embeddings=4096, eos_token_id=2,
-    )  # fmt: skip
-    save_model(model, folder)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": CHATML}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return folder
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    said = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": CHATML}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    model = SMALL | {
+        "architectures": ["LlamaForCausalLM"], "vocab_size": tokenizer.get_vocab_size(),
+        "num_hidden_layers": 4, "max_position_embeddings": 8192, "torch_dtype": "float32",
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(model))
+    return tmp_path
 
 
 @contextmanager
 def served(folder: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     marked = Marked.new()
     process = subprocess.Popen(
-        [sys.executable, "-m", "ppinfer.cli", "serve", str(folder), "-pp", "2", "--port", "0"],
+        [sys.executable, "-m", "ppinfer.cli", "serve", str(folder), "--load-format", "dummy",
+         "-pp", "2", "--port", "0", "--kv-cache-memory", "20MB"],
         stderr=subprocess.PIPE, text=True, env=marked.environment,
     )  # fmt: skip
     try:
