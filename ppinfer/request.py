@@ -30,6 +30,8 @@ class Request:
         stop_ids: token ids that end the sequence (the model's own unless ``ignore_eos``).
         priority: of requests that wait, those with a lower one run first.
         salt: whose request it is: only requests with the same one share cached prefixes.
+        streamed: whether somebody reads its tokens as they come, so that prompts beside it must
+            not take too much of a step's time.
     """
 
     seq_id: int
@@ -38,6 +40,7 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     priority: int = 0
     salt: str = ""
+    streamed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

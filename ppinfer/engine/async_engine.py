@@ -129,12 +129,15 @@ class AsyncPPInferEngine:
         *,
         priority: int = 0,
         salt: str = "",
+        streamed: bool = True,
     ) -> AsyncStream:
         """Begin a request; its deltas come by ``async for``, ``index`` always 0.
 
         Args:
             priority: of requests that wait, those with a lower one run first.
             salt: only requests with the same one share cached prefixes.
+            streamed: false where nobody reads before the end, so that prompts beside it need not
+                be held back for it.
 
         Raises:
             RequestError: the prompt cannot be served.
@@ -142,7 +145,7 @@ class AsyncPPInferEngine:
             StageError: a stage has failed.
         """
         self._host.check()
-        request = self._requests.make(prompt_token_ids, params, priority, salt)
+        request = self._requests.make(prompt_token_ids, params, priority, salt, streamed)
         return AsyncStream(self._host, request)
 
     async def report(self) -> EngineReport:

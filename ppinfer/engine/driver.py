@@ -73,7 +73,7 @@ class Driver:
         self._meter = Meter(
             layouts, lambda: supervisor.broadcast(StatsRequest()), self._clock.seconds
         )
-        self._tally = Tally(manager.prefix_caching)
+        self._tally = Tally()
         self._observer = Observer(
             layouts, manager, supervisor, self._meter, self._tracer, self._tally, self._live
         )
@@ -231,14 +231,15 @@ class Driver:
     def _fill(self) -> None:
         """Plan as many steps as can run now: filling the pipeline comes before waiting for it."""
         self._clock.enter(DriverActivity.PLAN)
+        memory = self._manager.memory
+        cached = memory.cached_tokens
         while (plan := self._schedule.next_plan()) is not None:
             self._tracer.planned(plan)
             self._supervisor.broadcast(plan)
             self._tally.planned(plan, self._live)
             if plan.new:
-                new = {sequence.seq_id for sequence in plan.new}
-                cached = sum(step.start for step in plan.steps if step.seq_id in new)
-                self._meter.begin().cached_tokens += cached
+                self._meter.begin().cached_tokens += memory.cached_tokens - cached
+                cached = memory.cached_tokens
             self._outstanding.append(_Outstanding(plan.step_id, time.monotonic()))
             self._clock.enter(DriverActivity.PLAN)
 

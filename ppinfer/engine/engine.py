@@ -138,7 +138,12 @@ class PPInferEngine:
         self._driver = Driver(
             supervisor,
             manager,
-            GenerateSchedule(manager, pipeline.tuning.max_prefill_tokens, pipeline.tuning),
+            GenerateSchedule(
+                manager,
+                pipeline.tuning.max_prefill_tokens,
+                pipeline.tuning,
+                pipeline.tuning.steps,
+            ),
             pipeline.layouts,
             timeout=self.config.timeout,
         )
@@ -221,7 +226,7 @@ class PPInferEngine:
         if self._follower is not None:
             self._follower.join()
             return Stream.empty()
-        requests, _, sink = self._make_requests(prompts, params)
+        requests, _, sink = self._make_requests(prompts, params, streamed=True)
         return self._submit(requests, sink)
 
     # ------------------------------------------------------------ for hosts of this engine
@@ -330,6 +335,7 @@ class PPInferEngine:
         self,
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None,
+        streamed: bool = False,
     ) -> tuple[list[LiveRequest], list[str | None], queue.SimpleQueue[list[Item]]]:
         """All requests of a call; every prompt is checked before the first one is submitted."""
         listed = as_list(prompts)
@@ -341,7 +347,7 @@ class PPInferEngine:
             text, ids = self._requests.encode(prompt)
             if chosen.stop and self.tokenizer is None:
                 raise RequestError("Stop strings need a tokenizer, and this engine has none.")
-            request = self._requests.make(ids, chosen)
+            request = self._requests.make(ids, chosen, streamed=streamed)
             requests.append(LiveRequest(request, index, sink, self._decoder(chosen)))
             texts.append(text)
         return requests, texts, sink

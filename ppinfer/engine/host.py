@@ -108,6 +108,7 @@ class Host:
                     frozenset(message.stop_ids),
                     message.priority,
                     message.salt,
+                    message.streamed,
                 )
                 sink = _RequestSink(message.seq_id, self._outbox)
                 try:

@@ -32,6 +32,7 @@ class Submit(msgspec.Struct, tag=True):
     stop_ids: tuple[int, ...]
     priority: int
     salt: str
+    streamed: bool
 
 
 class Abort(msgspec.Struct, tag=True):

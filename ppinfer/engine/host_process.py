@@ -116,6 +116,7 @@ class HostProcess:
                 tuple(request.stop_ids),
                 request.priority,
                 request.salt,
+                request.streamed,
             )
         )
 

@@ -41,7 +41,6 @@ class LiveRequest:
     launched: float | None = None
     first_token: float | None = None
     last_token: float | None = None
-    new_tokens: int = 0
 
     def advance(self, sampled: SampledToken, reason: FinishReason | None) -> RequestDelta:
         """What a new token adds; the reason becomes ``stop`` where a stop string is complete."""

@@ -48,6 +48,7 @@ class RequestFactory:
         params: SamplingParams,
         priority: int = 0,
         salt: str = "",
+        streamed: bool = False,
     ) -> Request:
         """Raises ``RequestError`` where the prompt cannot be served, saying why."""
         self._check_tokens(token_ids)
@@ -63,7 +64,9 @@ class RequestFactory:
         stop_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             stop_ids |= self._eos_token_ids
-        return Request(next(self._ids), tuple(token_ids), params, stop_ids, priority, salt)
+        return Request(
+            next(self._ids), tuple(token_ids), params, stop_ids, priority, salt, streamed
+        )
 
     def require_room(self, token_ids: Sequence[int], new_tokens: int) -> int:
         """Tokens that the context has left after the prompt, if they are at least that many."""

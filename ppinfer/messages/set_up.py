@@ -106,7 +106,12 @@ Points: TypeAlias = tuple[tuple[int, float], ...]
 
 
 class StepCosts(msgspec.Struct, frozen=True, array_like=True):
-    """What the parts of a step took on one stage."""
+    """What the parts of a step took on one stage.
+
+    ``context`` is how many tokens each sequence had in ``decode``; what attention to more of them
+    takes is in the last two, in seconds a layer: for each token that a decoding sequence has, and
+    for each token of a prompt and each token before it.
+    """
 
     threads: int
     decode: Points  # a decoder layer, a token of each of so many sequences
@@ -114,6 +119,9 @@ class StepCosts(msgspec.Struct, frozen=True, array_like=True):
     head: Points  # norm, head and greedy sampling
     embed: Points
     prepare: Points  # the indices of a decode step, made once a step
+    context: int = 0
+    decode_context: float = 0.0
+    prefill_context: float = 0.0
 
 
 class ProfileResult(Message, frozen=True):

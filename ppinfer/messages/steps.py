@@ -13,9 +13,10 @@ from ppinfer.sampling import SamplingParams
 
 
 class NewSequence(msgspec.Struct, frozen=True, array_like=True):
-    """A sequence's immutable part, sent once with its first step.
+    """A sequence's immutable part, sent with its first step, and again if it starts over.
 
-    ``history`` holds the prompt's tokens where penalties need them, and is empty otherwise.
+    ``history`` holds its tokens so far, prompt first, where penalties need them, and is empty
+    otherwise.
     """
 
     seq_id: int

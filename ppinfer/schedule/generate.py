@@ -6,9 +6,9 @@ between rounds or when requests come and go. A slot without work is passed over.
 serves a static batch (all requests known at the start) and a stream of them.
 
 Equal slots make equal steps, and equal steps leave no bubbles. So when a slot's turn comes, it
-takes waiting requests up to its even share of all sequences that run or could run now, and what any
-slot has above that share goes to the smallest ones. Only the membership changes: stages know
-sequences, and never see slots.
+takes waiting requests up to its even share of all sequences that run or could run now, and heavy
+slots give to light ones (``balance.py``). Only the membership changes: stages know sequences, and
+never see slots. How much of the prompts a step computes, ``prefill.py`` says.
 
 How many slots are in use is a ``Spread``'s to say: a few sequences may be faster in one micro-batch
 that every stage computes on all cores in turn than in several on a core each.
@@ -19,9 +19,12 @@ from __future__ import annotations
 from typing import Protocol
 
 from ppinfer.messages import StepPlan
+from ppinfer.schedule.balance import Balance
 from ppinfer.schedule.micro_batch import MicroBatchManager
+from ppinfer.schedule.prefill import Budget, seconds_for_prompts
 from ppinfer.schedule.sequence import Sequence
 from ppinfer.schedule.slot import STEPS_A_SLOT, MicroBatch
+from ppinfer.schedule.step_model import StepModel
 
 
 class Spread(Protocol):
@@ -54,35 +57,43 @@ class GenerateSchedule:
 
     ``max_prefill_tokens`` is the most prompt tokens that one step computes: several prompts may
     share them, and a longer prompt goes in chunks. Decoding sequences get their token in every step
-    of their slot, so no prompt holds them up for more than that.
+    of their slot, so no prompt holds them up for more than that, and where ``steps`` predicts what
+    a step takes, for less. Without it all tokens count the same.
 
     Requests are admitted strictly in order, each only when it gets tokens in the same step. One
     that does not fit in memory yet holds up those behind it, so it is never overtaken for good.
     """
 
     def __init__(
-        self, manager: MicroBatchManager, max_prefill_tokens: int, spread: Spread | None = None
+        self,
+        manager: MicroBatchManager,
+        max_prefill_tokens: int,
+        spread: Spread | None = None,
+        steps: StepModel | None = None,
     ) -> None:
         assert max_prefill_tokens >= 1
         self._manager = manager
         self._spread = spread or EvenSpread(len(manager.slots))
         self._max_prefill_tokens = max_prefill_tokens
+        self._steps = steps
+        self._balance = Balance(manager, steps.context_weight if steps is not None else 0.0)
         self._last = -1  # the slot that was planned last
+        self._preempted = 0  # how many were sent away, at the last look
 
     def next_plan(self) -> StepPlan | None:
         """Plan the next step and put it in flight; ``None`` if no slot can have one now."""
-        total = self._manager.num_running + self._manager.num_admissible()
+        manager = self._manager
+        total = manager.num_running + manager.num_admissible()
         in_use = self._spread.micro_batches_for(total) if total else 0
-        slots = self._from(self._last + 1)
-        for slot in slots:
-            self._even_out(slot, total, in_use)
-        for slot in slots:
+        if manager.num_running:
+            self._balance.even_out(total, in_use)
+        for slot in self._from(self._last + 1):
             if slot.in_flight == STEPS_A_SLOT:
                 if slot.has_work:
                     return None  # to pass it over would put two steps of one slot side by side
-            elif work := self._work(slot, self._share(slot, total, in_use)):
+            elif work := self._work(slot, total, in_use):
                 self._last = slot.index
-                return self._manager.launch(slot, work, self._spread.threads_for(in_use))
+                return manager.launch(slot, work, self._spread.threads_for(in_use))
         return None
 
     def _from(self, index: int) -> tuple[MicroBatch, ...]:
@@ -91,49 +102,80 @@ class GenerateSchedule:
         index %= len(slots)
         return slots[index:] + slots[:index]
 
-    def _work(self, slot: MicroBatch, share: int) -> list[tuple[Sequence, int]]:
+    def _work(self, slot: MicroBatch, total: int, in_use: int) -> list[tuple[Sequence, int]]:
         """Who takes part in the slot's next step, and with how many tokens."""
         work: list[tuple[Sequence, int]] = []
-        budget = self._max_prefill_tokens
-        for seq in slot.sequences:
-            count = seq.num_unplanned
-            if seq.num_planned < seq.prompt_len:
-                count = min(count, budget)
-                budget -= count
-            if count:
+        prompts: list[Sequence] = []
+        for seq in list(slot.sequences):
+            if seq.slot != slot.index:  # it had to make room for one before it
+                continue
+            if seq.num_planned < seq.num_known:
+                prompts.append(seq)
+            elif (count := seq.num_unplanned) and self._manager.make_room(seq, count):
                 work.append((seq, count))
-        while budget and len(slot.sequences) < share:
+        if self._manager.num_preemptions != self._preempted:
+            work = [(seq, count) for seq, count in work if seq.slot == slot.index]
+            prompts = [seq for seq in prompts if seq.slot == slot.index]
+        if prompts or self._manager.first_waiting is not None:
+            work += self._prompts(slot, prompts, len(work), total, in_use)
+        if self._manager.num_preemptions != self._preempted:
+            self._preempted = self._manager.num_preemptions
+            work = [(seq, count) for seq, count in work if seq.slot == slot.index]
+        return work
+
+    def _prompts(
+        self, slot: MicroBatch, prompts: list[Sequence], rows: int, total: int, in_use: int
+    ) -> list[tuple[Sequence, int]]:
+        """What the step computes of the slot's prompts and of those that join it now."""
+        prompts.sort(key=lambda seq: seq.rank)
+        budget = Budget(self._max_prefill_tokens, rows, self._seconds(total, in_use), self._steps)
+        left = budget.give(prompts[0], part=0.5) if prompts else 0
+        for seq in sorted(prompts[1:], key=lambda seq: seq.num_unplanned):
+            budget.give(seq)
+        while not budget.is_spent and self._takes_one(slot, left, total, in_use):
             newcomer = self._manager.admit(slot)
             if newcomer is None:
                 break
-            count = min(newcomer.num_unplanned, budget)
-            budget -= count
-            work.append((newcomer, count))
-        return work
+            prompts.append(newcomer)
+            budget.give(newcomer, least=1)
+        if left:
+            budget.give(prompts[0])
+        return [
+            (seq, count)
+            for seq in prompts
+            if (count := budget.shares.get(seq.seq_id, 0))
+            and seq.slot == slot.index
+            and self._manager.make_room(seq, count)
+        ]
 
-    def _share(self, slot: MicroBatch, total: int, in_use: int) -> int:
-        """How many of ``total`` sequences the slot should hold: its part of all, to within one.
+    def _takes_one(self, slot: MicroBatch, left: int, total: int, in_use: int) -> bool:
+        """Whether the next request may join the slot, whose oldest prompt has ``left`` to go.
 
-        Where the division leaves a remainder, that many slots hold one more. So while a request
-        fits in memory and a place is free, some slot is below its share, an empty one always.
+        One that is no shorter than that comes after it.
         """
-        if slot.index >= in_use:
-            return 0
-        share, remainder = divmod(total, in_use)
-        if remainder:
-            slots = self._manager.slots[:in_use]
-            larger = sum(len(other.sequences) > share for other in slots if other is not slot)
-            share += larger < remainder
-        return share
+        manager = self._manager
+        first = manager.first_waiting
+        return (
+            first is not None
+            and (not left or first.num_tokens < left)
+            and manager.num_running < total
+            and self._balance.has_place(slot, first, total, in_use)
+        )
 
-    def _even_out(self, slot: MicroBatch, total: int, in_use: int) -> None:
-        """Give what is above the slot's share to the smallest slots, the next in turn first.
-
-        A sequence is taken from the front and joins at the back, so the one that was moved last is
-        the last to be moved again.
-        """
-        while len(slot.sequences) > self._share(slot, total, in_use):
-            others = [other for other in self._from(slot.index + 1) if other.index < in_use]
-            smallest = min(others, key=lambda other: len(other.sequences))
-            assert slot.index >= in_use or len(smallest.sequences) <= len(slot.sequences) - 2
-            self._manager.move(slot, smallest)
+    def _seconds(self, total: int, in_use: int) -> float:
+        """Time for the prompts of a step."""
+        if self._steps is None:
+            return 0.0
+        decoding = context = streams = 0
+        for seq in self._manager.running():
+            if seq.num_planned >= seq.num_known:
+                decoding += 1
+                context += seq.num_planned
+                streams += seq.request.streamed
+        return seconds_for_prompts(
+            self._steps,
+            self._max_prefill_tokens,
+            decoding / in_use,
+            context / in_use,
+            (total - decoding) / streams if streams else None,
+        )

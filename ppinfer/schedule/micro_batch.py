@@ -1,17 +1,18 @@
-"""Every sequence, token and KV block id of the engine, and what each micro-batch holds.
+"""Every sequence and token of the engine, and what each micro-batch holds.
 
 ``MicroBatchManager`` is the books: requests wait in one queue, are admitted to a lasting
-micro-batch (a *slot*), get steps, and end. It decides when a sequence ends and whether one fits in
-memory. Which slot comes next, who joins it and how many tokens a step computes is the schedule's
-business (``generate.py``). Nothing here knows text, tensors or stages.
+micro-batch (a *slot*), get steps, and end. It decides when a sequence ends and, with ``KVMemory``,
+whether one fits in memory. Which slot comes next, who joins it and how many tokens a step computes
+is the schedule's business (``generate.py``). Nothing here knows text, tensors or stages.
 
-Memory: a sequence is admitted only if the pool can hold it at its longest beside all others at
-theirs, so a running sequence never runs out and is never thrown out. Blocks are taken only as steps
-need them; until then they are promised, and count as free.
+Where memory runs out, the sequence that came last with the least priority gives its blocks back,
+waits at its old place in the queue, and is computed again from its prompt and output so far: with
+the same bits, so its tokens are the same. The first of all is never sent away, and fits alone; so
+there is always one that comes to its end.
 
 Plans run ahead of results: while a step of a slot is on the pipeline the next one may follow, with
 ``PENDING`` in place of tokens that are still to be drawn. So no stage waits for the driver. What
-such a step draws for a sequence that turns out to have ended is dropped.
+such a step draws for a sequence that turns out to have ended, or has started over, is dropped.
 
 Blocks are released as soon as a sequence ends, even if steps of it are in flight: every stage works
 through plans in order, so those steps write before the next owner does.
@@ -21,12 +22,12 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from itertools import accumulate, islice, takewhile
 
 import msgspec
 
-from ppinfer.errors import CapacityError, StageError
+from ppinfer.errors import StageError
 from ppinfer.messages import (
     PENDING,
     NewSequence,
@@ -37,6 +38,7 @@ from ppinfer.messages import (
 )
 from ppinfer.request import FinishReason, Request
 from ppinfer.schedule.block_pool import BlockPool
+from ppinfer.schedule.memory import KVMemory
 from ppinfer.schedule.sequence import Sequence
 from ppinfer.schedule.slot import STEPS_A_SLOT, MicroBatch
 
@@ -64,8 +66,9 @@ class MicroBatchManager:
         slots: the micro-batches, by index.
         max_sequences: most sequences that all slots hold together.
         pool: the KV blocks; ``pool.num_used`` are in use.
-        prefix_caching: whether prompts that begin alike share blocks.
-        num_preemptions: how often a running sequence had to give its blocks back.
+        memory: who holds which of them.
+        membership: changes whenever a slot gains or loses a sequence.
+        num_preemptions: how often a sequence had to give its blocks back.
     """
 
     def __init__(
@@ -80,14 +83,15 @@ class MicroBatchManager:
         self.slots = tuple(MicroBatch(index) for index in range(num_micro_batches))
         self.max_sequences = max_sequences
         self.pool = pool
-        self.prefix_caching = prefix_caching
+        self.memory = KVMemory(pool, prefix_caching)
+        self.membership = 0
         self.num_preemptions = 0
         self._sequences: dict[int, Sequence] = {}  # waiting and running
-        self._waiting: list[Sequence] = []  # by priority, those of the same in the order they came
+        self._waiting: list[Sequence] = []  # by rank
         self._in_flight: deque[StepPlan] = deque()  # oldest first
-        self._promised = 0  # blocks that running sequences may still take
         self._ended: list[int] = []  # since the last plan
         self._next_step = 0
+        self._num_arrived = 0
 
     @property
     def has_unfinished(self) -> bool:
@@ -111,6 +115,19 @@ class MicroBatchManager:
         """Steps whose results are still to come."""
         return len(self._in_flight)
 
+    @property
+    def first_waiting(self) -> Sequence | None:
+        return self._waiting[0] if self._waiting else None
+
+    def waiting(self, count: int) -> Iterator[Sequence]:
+        """The first ``count`` that wait."""
+        return islice(self._waiting, count)
+
+    def running(self) -> Iterator[Sequence]:
+        """Every sequence that a slot holds."""
+        for slot in self.slots:
+            yield from slot.sequences
+
     # ------------------------------------------------------------ queue and slots
 
     def add(self, request: Request) -> None:
@@ -122,19 +139,10 @@ class MicroBatchManager:
         prompt = request.prompt_token_ids
         assert prompt, "a prompt has at least one token"
         assert request.seq_id not in self._sequences, f"sequence {request.seq_id} exists already"
-        max_tokens = request.params.max_tokens
-        # The last token is drawn but never computed, so it needs no room.
-        max_blocks = self.pool.blocks_for(len(prompt) + max_tokens - 1)
-        if max_blocks > self.pool.num_blocks:
-            raise CapacityError(
-                f"A prompt of {len(prompt)} tokens with max_tokens {max_tokens} needs {max_blocks} "
-                f"KV cache blocks of {self.pool.block_size} tokens, but the whole cache has "
-                f"{self.pool.num_blocks}; shorten the prompt, lower max_tokens, or raise "
-                "kv_cache_memory."
-            )
-        seq = Sequence(request, max_blocks, list(prompt))
+        seq = Sequence(request, self.memory.most_blocks(request), self._num_arrived, list(prompt))
+        self._num_arrived += 1
         self._sequences[request.seq_id] = seq
-        insort(self._waiting, seq, key=lambda other: other.request.priority)
+        insort(self._waiting, seq, key=_rank)
 
     def num_admissible(self) -> int:
         """How many of the first waiting requests could run beside those that do.
@@ -142,33 +150,49 @@ class MicroBatchManager:
         More may fit in memory than are counted: only the first one's cached prefix is looked up.
         """
         most = self.max_sequences - self.num_running
-        if not (most and self._waiting) or self._fit(self._waiting[0]) is None:
+        memory = self.memory
+        if not (most and self._waiting) or memory.fit(self._waiting[0]) is None:
             return 0
-        room = self.pool.num_free - self._promised
-        needed = accumulate(seq.max_blocks for seq in islice(self._waiting, most))
-        return max(1, sum(1 for _ in takewhile(lambda blocks: blocks <= room, needed)))
+        needed = accumulate(memory.wanted(seq) for seq in islice(self._waiting, most))
+        return max(1, sum(1 for _ in takewhile(lambda blocks: blocks <= memory.room, needed)))
 
     def admit(self, slot: MicroBatch) -> Sequence | None:
         """Move the first waiting request into a slot, if one waits and fits in memory.
 
-        It starts behind the longest cached prefix of its prompt. The next plan must include it.
+        It starts behind the longest cached beginning. The next plan must include it.
         """
-        if not self._waiting or (prefix := self._fit(self._waiting[0])) is None:
+        if not self._waiting or (prefix := self.memory.fit(self._waiting[0])) is None:
             return None
         seq = self._waiting.pop(0)
-        self.pool.share(prefix)
-        seq.blocks = prefix
-        seq.num_planned = seq.num_computed = len(prefix) * self.pool.block_size
-        seq.slot = slot.index
+        self.memory.enter(seq, prefix)
+        seq.enter(slot.index, len(prefix) * self.pool.block_size)
         slot.sequences.append(seq)
-        self._promised += seq.max_blocks - len(prefix)
+        self.membership += 1
         return seq
 
-    def move(self, source: MicroBatch, target: MicroBatch) -> None:
-        """Give the first sequence of one slot to another, for the steps to be planned."""
-        seq = source.sequences.pop(0)
+    def move(self, seq: Sequence, target: MicroBatch) -> None:
+        """Put a sequence at the end of another slot, for the steps to be planned."""
+        assert seq.slot is not None
+        self.slots[seq.slot].sequences.remove(seq)
         seq.slot = target.index
         target.sequences.append(seq)
+
+    def make_room(self, seq: Sequence, count: int) -> bool:
+        """Take the blocks for a running sequence's next ``count`` tokens.
+
+        Others that rank behind it are sent back to the queue as far as need be. Where it is the
+        last itself, it goes, and the answer is no.
+        """
+        missing = self.memory.missing(seq, seq.num_planned + count)
+        if missing <= 0:
+            return True
+        while missing > self.pool.num_free:
+            last = max(self.running(), key=_rank)
+            self._preempt(last)
+            if last is seq:
+                return False
+        self.memory.grow(seq, missing)
+        return True
 
     def finish(self, seq_id: int, reason: FinishReason) -> Sequence | None:
         """End a sequence for a cause outside its tokens: a stop string, or the caller's wish.
@@ -188,7 +212,7 @@ class MicroBatchManager:
     ) -> StepPlan:
         """Put a step of a slot in flight: for each sequence, that many of its unplanned tokens."""
         assert slot.in_flight < STEPS_A_SLOT
-        block_size = self.pool.block_size
+        block_size, memory = self.pool.block_size, self.memory
         new: list[NewSequence] = []
         steps: list[SequenceStep] = []
         for seq, count in work:
@@ -198,15 +222,15 @@ class MicroBatchManager:
             drawn = len(tokens) + seq.num_pending
             assert start < end <= drawn
             assert end <= len(tokens) or count == 1, "of the tokens to be drawn, one at a time"
-            new_blocks = _NO_BLOCKS
             if end > len(blocks) * block_size:
-                new_blocks = self.pool.allocate(self.pool.blocks_for(end) - len(blocks))
-                blocks += new_blocks
-                self._promised -= len(new_blocks)
+                memory.grow(seq, memory.missing(seq, end))
             if not seq.announced:
                 seq.announced = True
                 new.append(seq.introduction())
-                new_blocks = blocks.copy()  # its shared prefix too
+            new_blocks = _NO_BLOCKS
+            if seq.num_told < len(blocks):
+                new_blocks = blocks[seq.num_told :]
+                seq.num_told = len(blocks)
             steps.append(
                 SequenceStep(
                     seq.seq_id,
@@ -253,12 +277,12 @@ class MicroBatchManager:
         for step in oldest.steps:
             sampled = next(tokens) if step.sample else None
             seq = sequences.get(step.seq_id)
-            if seq is None:
+            if seq is None or result.step_id < seq.first_step:
                 continue
             count = len(step.tokens)
             seq.num_computed = computed = seq.num_computed + count
-            if self.prefix_caching and computed % block_size < count:  # a block is full now
-                self._register(seq, (computed - count) // block_size, computed // block_size)
+            if computed % block_size < count:  # a block is full now
+                self.memory.computed(seq, computed - count, computed)
             if sampled is not None:
                 reason = seq.take(sampled.token)
                 if reason is not None:
@@ -268,24 +292,12 @@ class MicroBatchManager:
 
     # ------------------------------------------------------------ inside
 
-    def _fit(self, seq: Sequence) -> list[int] | None:
-        """Blocks of the cached prefix of a waiting sequence; ``None`` if it does not fit now.
-
-        The prefix leaves at least one token to compute, since there must be logits to draw from.
-        A block of it that is free will be free no longer, so only blocks in use save room.
-        """
-        prefix: list[int] = []
-        if self.prefix_caching:
-            num_blocks = (seq.prompt_len - 1) // self.pool.block_size
-            prefix = self.pool.lookup(seq.hashes(0, num_blocks, self.pool.block_size))
-        needed = seq.max_blocks - len(prefix) + self.pool.num_free_among(prefix)
-        return prefix if needed <= self.pool.num_free - self._promised else None
-
-    def _register(self, seq: Sequence, first: int, last: int) -> None:
-        """Make known what its blocks from ``first`` to before ``last`` hold."""
-        contents = seq.hashes(first, last, self.pool.block_size)
-        for block, content in zip(seq.blocks[first:last], contents, strict=True):
-            self.pool.register(block, content)
+    def _preempt(self, seq: Sequence) -> None:
+        """Send a running sequence back to the queue, to start over later."""
+        self._withdraw(seq)
+        seq.start_over(self._next_step)
+        insort(self._waiting, seq, key=_rank)
+        self.num_preemptions += 1
 
     def _end(self, seq: Sequence, reason: FinishReason) -> None:
         """Forget a sequence, at once and wherever it is; the next plan tells the stages."""
@@ -293,10 +305,21 @@ class MicroBatchManager:
         if seq.slot is None:
             self._waiting.remove(seq)
         else:
-            self.slots[seq.slot].sequences.remove(seq)
-            self._promised -= seq.max_blocks - len(seq.blocks)
-            self.pool.release(seq.blocks)
-            self._ended.append(seq.seq_id)
-        seq.blocks = []
+            self._withdraw(seq)
+            if reason != "abort":
+                self.memory.lengths.add(seq.num_output)
         seq.slot = None
         seq.finish_reason = reason
+
+    def _withdraw(self, seq: Sequence) -> None:
+        """Take a running sequence out of its slot and memory."""
+        assert seq.slot is not None
+        self.slots[seq.slot].sequences.remove(seq)
+        self.memory.leave(seq)
+        if seq.announced:
+            self._ended.append(seq.seq_id)
+        self.membership += 1
+
+
+def _rank(seq: Sequence) -> tuple[int, int]:
+    return seq.rank

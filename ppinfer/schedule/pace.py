@@ -49,7 +49,11 @@ class Measured(msgspec.Struct, frozen=True):
             and len(self.in_turn) in (0, num_stages)
             and self.cores >= 0
             and all(
-                costs.threads >= 1 and all(Curve.is_valid(points) for points in parts_of(costs))
+                costs.threads >= 1
+                and costs.context >= 0
+                and 0 <= costs.decode_context < math.inf
+                and 0 <= costs.prefill_context < math.inf
+                and all(Curve.is_valid(points) for points in parts_of(costs))
                 for costs in tables
             )
         )
@@ -67,7 +71,18 @@ def least(tables: Sequence[StepCosts]) -> StepCosts:
         for rows, took in sorted(chain.from_iterable(curves)):
             seconds.setdefault(rows, took)
         joined.append(tuple(seconds.items()))
-    return StepCosts(tables[0].threads, *joined)
+    decode, prefill, head, embed, prepare = joined
+    return StepCosts(
+        tables[0].threads,
+        decode,
+        prefill,
+        head,
+        embed,
+        prepare,
+        context=tables[0].context,
+        decode_context=min(costs.decode_context for costs in tables),
+        prefill_context=min(costs.prefill_context for costs in tables),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +131,7 @@ class StagePace:
     """The parts of one stage's step at any number of rows."""
 
     def __init__(self, costs: StepCosts) -> None:
-        self.threads = costs.threads
+        self.costs, self.threads = costs, costs.threads
         self.layer, self.prefill = Curve(costs.decode), Curve(costs.prefill)
         self.head, self.embed = Curve(costs.head), Curve(costs.embed)
         self.prepare = Curve(costs.prepare)

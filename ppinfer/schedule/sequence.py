@@ -19,20 +19,30 @@ class Sequence:
 
     Attributes:
         max_blocks: KV blocks it holds at its longest.
+        arrival: its place in the order in which all requests came.
         tokens: prompt, then output.
         num_pending: tokens that steps in flight will draw.
+        num_known: tokens that were there when it was admitted, to be computed like a prompt.
         blocks: its KV block ids; block i holds the tokens from ``i * block_size`` on.
+        promised: blocks that it may hold without asking.
+        num_told: of its blocks, those that the stages know of.
         block_hashes: content hashes of its first blocks, as far as anyone asked.
         slot: index of its micro-batch; ``None`` while it waits and after its end.
         announced: whether a plan has introduced it to the stages.
+        first_step: results of steps before this one are of an earlier life, and do not count.
     """
 
     request: Request
     max_blocks: int
+    arrival: int
     tokens: list[int]
     num_planned: int = 0
     num_computed: int = 0
     num_pending: int = 0
+    num_known: int = 0
+    promised: int = 0
+    num_told: int = 0
+    first_step: int = 0
     blocks: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     slot: int | None = None
@@ -70,7 +80,12 @@ class Sequence:
 
     @property
     def is_prefilling(self) -> bool:
-        return self.num_computed < self.prompt_len
+        return self.num_computed < max(self.num_known, self.prompt_len)
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Who comes first: by priority, then by arrival."""
+        return self.request.priority, self.arrival
 
     @property
     def in_flight(self) -> bool:
@@ -86,11 +101,24 @@ class Sequence:
         return known[first:last]
 
     def introduction(self) -> NewSequence:
-        """What the stages are told of it once."""
+        """What the stages are told of it when it is admitted."""
         request = self.request
-        history = request.prompt_token_ids if request.params.has_penalties else ()
+        history = tuple(self.tokens) if request.params.has_penalties else ()
         stop_ids = tuple(sorted(request.stop_ids))
         return NewSequence(request.seq_id, self.prompt_len, request.params, stop_ids, history)
+
+    def enter(self, slot: int, num_cached: int) -> None:
+        """Admitted to a slot, behind a beginning that needs not be computed."""
+        self.slot = slot
+        self.num_planned = self.num_computed = num_cached
+        self.num_known = len(self.tokens)
+
+    def start_over(self, next_step: int) -> None:
+        """Out of its slot: nothing is computed, and what steps in flight draw is forgotten."""
+        self.slot = None
+        self.announced = False
+        self.num_planned = self.num_computed = self.num_pending = self.num_told = 0
+        self.first_step = next_step
 
     def take(self, token: int) -> FinishReason | None:
         """Append a token that was drawn; why the sequence ends with it, if it does.

@@ -16,6 +16,7 @@ from ppinfer.config import EngineConfig
 from ppinfer.messages import StepCosts
 from ppinfer.schedule.pace import Measured, PipelinePace, StagePace
 from ppinfer.schedule.partition import LayerCosts, StageRange, partition_layers
+from ppinfer.schedule.step_model import StepModel
 
 DEFAULT_PREFILL_TOKENS = 512
 """Where nothing was measured."""
@@ -38,12 +39,14 @@ class Tuning:
         micro_batches: their number at 1, 2, … running sequences.
         threads: CPU threads of a step with 1, 2, … micro-batches; 0 is each stage's own share.
         max_prefill_tokens: most prompt tokens that one step computes.
+        steps: what a step takes; ``None`` where nothing was measured.
         choices: what measurement chose, each a phrase for people with the predicted figures.
     """
 
     micro_batches: tuple[int, ...]
     threads: tuple[int, ...]
     max_prefill_tokens: int
+    steps: StepModel | None = None
     choices: tuple[str, ...] = ()
 
     @property
@@ -130,6 +133,9 @@ class _Tuner:
             micro_batches=table,
             threads=(self._one[0].threads, self._many[0].threads) if self._cores else (0,),
             max_prefill_tokens=self._config.max_prefill_tokens or self._chunk(ranges, table[-1]),
+            steps=StepModel.fit(
+                (self._one if table[-1] == 1 else self._many)[0].costs, len(self._sizes.layers)
+            ),
         )
         return ranges, replace(tuning, choices=tuple(self._choices(ranges, tuning)))
 

@@ -57,6 +57,7 @@ class Engine(Protocol):
         *,
         priority: int = 0,
         salt: str = "",
+        streamed: bool = True,
     ) -> TokenStream: ...
 
     async def check(self, timeout: float) -> None: ...

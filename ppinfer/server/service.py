@@ -126,6 +126,12 @@ class Service:
                     seed = fields.seed_of_choice(params.seed, index)
                     own = msgspec.structs.replace(params, seed=seed)
                 jobs.append(Job(ids, own))
-        answers = Answers(self.engine, jobs, fields.priority(request), salt)
+        answers = Answers(
+            self.engine,
+            jobs,
+            priority=fields.priority(request),
+            salt=salt,
+            streamed=bool(request.stream),
+        )
         self.requests.generates(answers)
         return answers

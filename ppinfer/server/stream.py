@@ -35,9 +35,11 @@ class Answers:
     ``new_tokens`` are those that were handed out.
     """
 
-    def __init__(self, engine: Engine, jobs: Sequence[Job], priority: int, salt: str) -> None:
+    def __init__(
+        self, engine: Engine, jobs: Sequence[Job], *, priority: int, salt: str, streamed: bool
+    ) -> None:
         self._engine, self._jobs = engine, jobs
-        self._priority, self._salt = priority, salt
+        self._priority, self._salt, self._streamed = priority, salt, streamed
         self._streams: list[TokenStream] = []
         self.new_tokens = 0
 
@@ -55,7 +57,13 @@ class Answers:
         try:
             for ids, params in self._jobs:
                 self._streams.append(
-                    self._engine.stream(ids, params, priority=self._priority, salt=self._salt)
+                    self._engine.stream(
+                        ids,
+                        params,
+                        priority=self._priority,
+                        salt=self._salt,
+                        streamed=self._streamed,
+                    )
                 )
         except BaseException:
             await self._close()

@@ -24,9 +24,11 @@ class Adjustments:
         self._stop_ids = array("i", (token for token in sequence.stop_ids if token < vocab_size))
         bias = params.logit_bias or {}
         self._biased, self._biases = array("i", bias.keys()), array("f", bias.values())
-        self._seen = array("i", dict.fromkeys(sequence.history if params.has_penalties else ()))
+        self._seen = array("i", dict.fromkeys(sequence.history[: sequence.prompt_len]))
         self._counts = array("f", bytes(4 * len(self._seen)))  # in the output
         self._places = {token: place for place, token in enumerate(self._seen)}
+        for token in sequence.history[sequence.prompt_len :]:
+            self.add(token)
 
     def is_empty(self, position: int) -> bool:
         """Whether the logits at ``position`` stay as they are."""

@@ -43,6 +43,9 @@ _CONTEXT = 250
 """Tokens that each decoding sequence has already."""
 
 _CHUNKS = (128, 512, 1024)
+_FAR = 2048
+"""A context whose attention is measured against a short one's: with so many sequences or tokens."""
+_FAR_SEQUENCES, _FAR_CHUNK = 8, 64
 _HEAD_ROWS = (1, 4, 16, 64)
 _EMBED_ROWS = (1, 32, 512)
 
@@ -105,11 +108,28 @@ class Profiler:
         return StepCosts(
             threads=threads,
             decode=watch.curve(_ends_first(rows), self._decode, group, 0.4 * seconds),
-            prefill=watch.curve(chunks, self._prefill, group, 0.35 * seconds),
-            head=watch.curve(_ends_first(head_rows), self._head, part_of_head, 0.25 * seconds),
+            prefill=watch.curve(chunks, self._prefill, group, 0.3 * seconds),
+            head=watch.curve(_ends_first(head_rows), self._head, part_of_head, 0.2 * seconds),
             embed=watch.curve(_EMBED_ROWS, self._embed, 1, seconds),
             prepare=watch.curve(rows, self._prepare, 1, seconds),
+            context=self._context,
+            decode_context=self._slope(watch, _FAR_SEQUENCES, 1),
+            prefill_context=self._slope(watch, 1, _FAR_CHUNK),
         )
+
+    def _slope(self, watch: Stopwatch, sequences: int, tokens: int) -> float:
+        """What a layer's attention takes for each pair of a token computed and one before it."""
+        far = min(_FAR, self._config.max_position - tokens)
+        near = min(_FAR_CHUNK, far // 2)
+        if near < 1:
+            return 0.0
+
+        def part(start: int) -> Callable[[], object]:
+            batch = self._batch([start] * sequences, [tokens] * sequences)
+            return self._layers(batch, sequences * tokens)
+
+        (_, short), (_, long) = watch.curve((near, far), part, self._group, 0.0)
+        return max(0.0, long - short) / ((far - near) * sequences * tokens)
 
     # ------------------------------------------------------------ the parts
 

@@ -12,6 +12,11 @@ from support.schedule_rig import Rig, make_request
 from ppinfer.messages import PENDING, SampledToken, StepResult
 from ppinfer.request import Request
 from ppinfer.sampling import SamplingParams
+from ppinfer.schedule.pace import Curve
+from ppinfer.schedule.step_model import StepModel
+
+# A row costs what 10 tokens of context cost, and as much again in a prompt.
+STEPS = StepModel(Curve(((1, 4.0), (9, 12.0))), Curve(((1, 1.0),)), 0.1, 0.1)
 
 # Few tokens, so that prompts begin alike and stop ids are drawn often.
 requests = st.builds(
@@ -51,6 +56,8 @@ def test_every_request_gets_exactly_its_tokens_in_any_mix(data):
         block_size=block_size,
         max_prefill_tokens=data.draw(st.sampled_from([1, 3, 7, 16, 512]), "chunk"),
         prefix_caching=data.draw(st.booleans(), "prefix caching"),
+        steps=data.draw(st.sampled_from([None, STEPS]), "predicted times"),
+        expected_output=data.draw(st.sampled_from([None, 0, 1, 5]), "expected output"),
     )
     most = data.draw(st.integers(0, 6), "sequences in one micro-batch")
     rig.spread = rig.schedule._spread = ByNumber(len(rig.manager.slots), most)
@@ -84,8 +91,9 @@ def test_every_request_gets_exactly_its_tokens_in_any_mix(data):
             assert rig.outputs[seq_id] == expected
             stopped = expected[-1] in request.stop_ids
             assert rig.reasons[seq_id] == ("stop" if stopped else "length")
-    admitted = [new.seq_id for plan in rig.pipeline.plans for new in plan.new]
-    assert admitted == sorted(admitted), "first come, first served"
+    admitted = dict.fromkeys(new.seq_id for plan in rig.pipeline.plans for new in plan.new)
+    assert list(admitted) == sorted(admitted), "first come, first served"
+    event("preempted" if rig.num_preempted else "all at once")
 
 
 @given(st.integers(1, 40), st.integers(1, 8), st.integers(1, 12), st.data())
@@ -228,7 +236,7 @@ def test_a_prompt_without_budget_waits_for_its_slot():
     for _ in range(3):
         rig.tick()
     first, second = rig.manager.slots
-    rig.manager.move(second, first)  # as if others had been given away before it
+    rig.manager.move(second.sequences[0], first)  # as if others had been given away before it
     for seq_id in range(2, 4):
         rig.add(make_request(seq_id, prompt_len=2))
     rig.fill()

@@ -189,17 +189,17 @@ def test_an_empty_slot_is_in_flight_until_its_result_comes():
     assert manager.num_in_flight == 0
 
 
-def test_the_first_sequence_moves_to_the_back_of_another_slot():
+def test_a_sequence_moves_to_the_back_of_another_slot():
     manager = make_manager(slots=2)
     first, second = manager.slots
     for seq_id, slot in enumerate([first, first, second]):
         manager.add(make_request(seq_id, 3))
         manager.admit(slot)
-    manager.move(first, second)
+    manager.move(first.sequences[0], second)
     assert [seq.seq_id for seq in first.sequences] == [1]
     assert [(seq.seq_id, seq.slot) for seq in second.sequences] == [(2, 1), (0, 1)]
     plan = launch_all(manager, second)
-    manager.move(second, first)  # also while a step of it is in flight
+    manager.move(second.sequences[0], first)  # also while a step of it is in flight
     assert [(step.seq_id, step.tokens) for step in launch_all(manager, first, 1).steps] == [
         (1, [0]),
         (2, [PENDING]),

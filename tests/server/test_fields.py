@@ -73,6 +73,14 @@ class TestEffects:
         assert ask(server, "chat", max_completion_tokens=3, max_tokens=3).max_tokens == 3
 
     @BOTH
+    def test_stream_tells_the_engine_that_somebody_reads_along(
+        self, server: RunningServer, path: str
+    ) -> None:
+        ask(server, path)
+        ask(server, path, stream=True)
+        assert [call.streamed for call in server.engine.calls] == [False, True]
+
+    @BOTH
     def test_priority(self, server: RunningServer, path: str) -> None:
         ask(server, path)
         ask(server, path, priority=-3)

@@ -48,6 +48,7 @@ class Call:
     params: SamplingParams
     priority: int
     salt: str
+    streamed: bool
 
 
 class FakeAsyncEngine:
@@ -88,10 +89,11 @@ class FakeAsyncEngine:
         *,
         priority: int = 0,
         salt: str = "",
+        streamed: bool = True,
     ) -> FakeStream:
         if self.fail_at is not None and self.fail_at[0] < 0:
             raise self.fail_at[1]
-        self.calls.append(Call(list(prompt_token_ids), params, priority, salt))
+        self.calls.append(Call(list(prompt_token_ids), params, priority, salt, streamed))
         self.open_streams += 1
         stream = FakeStream(self, params, len(self.calls), len(prompt_token_ids))
         self.streams[stream.seq_id] = stream

@@ -49,7 +49,6 @@ class _State:
     new: NewSequence
     blocks: list[int]
     length: int = 0
-    num_output: int = 0
     latest: int = PENDING
 
 
@@ -120,9 +119,8 @@ class FakePipeline:
     def _sample(self, step: SequenceStep) -> SampledToken:
         state = self._live[step.seq_id]
         tokens = [self._kv[self._place(state, position)] for position in range(state.length)]
-        params = state.new.params
-        token = _draw(tokens, state.new.stop_ids, state.num_output, params.min_tokens)
-        state.num_output += 1
+        num_output = state.length - state.new.prompt_len
+        token = _draw(tokens, state.new.stop_ids, num_output, state.new.params.min_tokens)
         state.latest = token
         return SampledToken(step.seq_id, token)
 

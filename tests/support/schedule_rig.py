@@ -27,31 +27,42 @@ class Rig:
         max_prefill_tokens=512,
         prefix_caching=True,
         spread=None,
+        steps=None,
+        expected_output=None,
     ) -> None:
+        """``expected_output`` is how long outputs are believed to be, from the start and for good;
+        memory is promised for no more than that."""
         self.pool = BlockPool(num_blocks, block_size)
         self.manager = MicroBatchManager(slots, slots * size, self.pool, prefix_caching)
+        if expected_output is not None:
+            self.manager.memory.lengths = Fixed(expected_output)
         self.spread = spread or EvenSpread(slots)
-        self.schedule = GenerateSchedule(self.manager, max_prefill_tokens, spread)
+        self.schedule = GenerateSchedule(self.manager, max_prefill_tokens, spread, steps)
+        self.steps = steps
         self.pipeline = FakePipeline(stages, block_size)
         self.max_prefill_tokens = max_prefill_tokens
         self.outputs: dict[int, list[int]] = {}
         self.reasons: dict[int, str] = {}
-        self.prompt_lens: dict[int, int] = {}
+        self.known: dict[int, int] = {}  # tokens to be computed like a prompt
+        self.num_preempted = 0
 
     def add(self, request: Request) -> None:
         self.manager.add(request)
         self.outputs[request.seq_id] = []
-        self.prompt_lens[request.seq_id] = len(request.prompt_token_ids)
+        self.known[request.seq_id] = -len(request.prompt_token_ids)  # until it is announced
 
     def fill(self) -> None:
         """Plan all that can be planned now."""
         while True:
             total = self._total()  # as the schedule sees it: a plan may make known prefixes free
+            preempted = self.manager.num_preemptions
             plan = self.schedule.next_plan()
             if plan is None:
                 break
             self.pipeline.submit(plan)
-            self._check_plan(plan, total)
+            self._check_plan(plan)
+            if self.manager.num_preemptions == preempted:  # else others may have been let in
+                self._check_share(plan, total)
         for slot in self.manager.slots:
             if not slot.in_flight:
                 assert not slot.has_work or self._someone_is_full(), "a slot with work is left idle"
@@ -88,18 +99,37 @@ class Rig:
     def _total(self) -> int:
         return self.manager.num_running + self.manager.num_admissible()
 
-    def _check_plan(self, plan: StepPlan, total: int) -> None:
+    def _check_share(self, plan: StepPlan, total: int) -> None:
         sizes = self.sizes()
-        assert sum(sizes) <= self.manager.max_sequences
         in_use = self.spread.micro_batches_for(total)
         assert plan.slot < in_use
-        assert sizes[plan.slot] <= -(-total // in_use), "no slot has more than its share"
+        if self.steps is None:  # else weights count, which grow
+            assert sizes[plan.slot] <= -(-total // in_use), "no slot has more than its share"
+
+    def _check_plan(self, plan: StepPlan) -> None:
+        assert self.manager.num_running <= self.manager.max_sequences
+        for new in plan.new:
+            again = self.known[new.seq_id] > 0
+            self.num_preempted += again
+            self.known[new.seq_id] = new.prompt_len + len(self.outputs[new.seq_id])
         prompt_tokens = 0
         for step in plan.steps:
-            is_prompt = step.start < self.prompt_lens[step.seq_id]
+            is_prompt = step.start < self.known[step.seq_id]
             assert is_prompt or len(step.tokens) == 1
             prompt_tokens += is_prompt * len(step.tokens)
         assert prompt_tokens <= self.max_prefill_tokens
+
+
+class Fixed:
+    """A guess at the length of outputs that no output changes."""
+
+    least = 0
+
+    def __init__(self, expected: int) -> None:
+        self.expected = expected
+
+    def add(self, length: int) -> None:
+        pass
 
 
 def make_request(seq_id, prompt_len=5, max_tokens=4, stop_ids=(), **params):

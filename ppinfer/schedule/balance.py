@@ -1,0 +1,94 @@
+"""Which micro-batch a sequence belongs to, so that their steps take equally long.
+
+A sequence weighs what its row costs in a step, and more with every token of context that attention
+has to read. Slots of equal weight make equal steps, and equal steps leave no bubbles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ppinfer.schedule.micro_batch import MicroBatchManager
+from ppinfer.schedule.sequence import Sequence
+from ppinfer.schedule.slot import MicroBatch
+
+_GAIN = 0.5
+"""What a move must take off the difference of two slots, in rows: less is not worth a bubble."""
+
+
+class Balance:
+    """``context_weight`` is what a token of context weighs, where a row weighs 1."""
+
+    def __init__(self, manager: MicroBatchManager, context_weight: float = 0.0) -> None:
+        self._manager = manager
+        self._context_weight = context_weight
+        self._seen = (-1, -1, -1)
+
+    def weight(self, seq: Sequence) -> float:
+        return 1.0 + self._context_weight * max(seq.num_planned, seq.num_tokens)
+
+    def load(self, sequences: Iterable[Sequence]) -> float:
+        return sum(map(self.weight, sequences))
+
+    def even_out(self, total: int, in_use: int) -> None:
+        """Move sequences from heavy slots to light ones, and all of them out of slots past
+        ``in_use``. Of equally light slots the one whose turn comes next after the giver's is first.
+
+        ``total`` counts those that run or could run now: who waits fills a light slot before anyone
+        moves. Slots only grow unequal when one comes or goes, so only then there is work to do.
+        """
+        state = (self._manager.membership, total, in_use)
+        if state == self._seen:
+            return
+        self._seen = state
+        slots = self._manager.slots
+        for slot in slots[in_use:]:
+            for seq in list(slot.sequences):
+                self._manager.move(seq, self._lightest(in_use, slot))
+        if in_use == 1:
+            return
+        share = self._share(total, in_use)
+        for _ in range(self._manager.num_running):  # each move makes them more equal
+            heaviest = max(slots[:in_use], key=lambda slot: self.load(slot.sequences))
+            lightest = self._lightest(in_use, heaviest)
+            best = self._best_move(heaviest, lightest)
+            if best is None or self.load(heaviest.sequences) - self.weight(best) / 2 <= share:
+                return
+            self._manager.move(best, lightest)
+
+    def has_place(self, slot: MicroBatch, newcomer: Sequence, total: int, in_use: int) -> bool:
+        """Whether a waiting sequence belongs in this slot.
+
+        It does up to the slot's even share, and past that if no slot is lighter. So while there is
+        anybody to admit, some slot in use has a place.
+        """
+        if slot.index >= in_use:
+            return False
+        if in_use == 1:
+            return True
+        load = self.load(slot.sequences)
+        others = (other for other in self._manager.slots[:in_use] if other is not slot)
+        return load + self.weight(newcomer) <= self._share(total, in_use) or all(
+            load <= self.load(other.sequences) for other in others
+        )
+
+    def _share(self, total: int, in_use: int) -> float:
+        """What each slot would hold if those that run or could run weighed the same everywhere."""
+        manager = self._manager
+        waiting = manager.waiting(max(0, total - manager.num_running))
+        return (self.load(manager.running()) + self.load(waiting)) / in_use
+
+    def _lightest(self, in_use: int, giver: MicroBatch) -> MicroBatch:
+        slots, turn = self._manager.slots[:in_use], (giver.index + 1) % in_use
+        turns = [*slots[turn:], *slots[:turn]]
+        return min(turns, key=lambda slot: self.load(slot.sequences))
+
+    def _best_move(self, source: MicroBatch, target: MicroBatch) -> Sequence | None:
+        """Whose move leaves the two most equal; ``None`` where it would not be worth it."""
+        difference = self.load(source.sequences) - self.load(target.sequences)
+        best = min(
+            source.sequences, key=lambda seq: abs(difference - 2 * self.weight(seq)), default=None
+        )
+        if best is None or difference - abs(difference - 2 * self.weight(best)) < _GAIN:
+            return None
+        return best
