@@ -67,7 +67,7 @@ class Driver(NoteThread):
         self._meter = Meter(
             layouts, lambda: supervisor.broadcast(StatsRequest()), self._clock.seconds
         )
-        self._tally = Tally(manager.prefix_caching)
+        self._tally = Tally()
         self._observer = Observer(
             layouts, manager, supervisor, self._meter, self._tracer, self._tally, self._live
         )
@@ -176,11 +176,15 @@ class Driver(NoteThread):
         """Plan as many steps as can run now: filling the pipeline comes before waiting for it."""
         self._clock.enter(DriverActivity.PLAN)
         self._settle_masks()
+        memory = self._manager.memory
+        cached = memory.cached_tokens
         while (plan := self._schedule.next_plan()) is not None:
             self._tracer.planned(plan)
             self._supervisor.broadcast(plan)
             if plan.new:
-                self._meter.begin().cached_tokens += self._tally.planned(plan, self._live)
+                self._tally.planned(plan, self._live)
+                self._meter.begin().cached_tokens += memory.cached_tokens - cached
+                cached = memory.cached_tokens
             self._outstanding.append(_Outstanding(plan.step_id, time.monotonic()))
             self._clock.enter(DriverActivity.PLAN)
 
@@ -189,7 +193,7 @@ class Driver(NoteThread):
         for seq_id, error in self._masks.failures():
             live = self._live.get(seq_id)
             if live is not None:
-                self._drop([seq_id])
+                self._drop([seq_id], "error")
                 live.sink.put([error])
 
     def _commit(self, result: StepResult) -> None:

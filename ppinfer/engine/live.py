@@ -48,7 +48,6 @@ class LiveRequest:
     launched: float | None = None
     first_token: float | None = None
     last_token: float | None = None
-    new_tokens: int = 0
 
     def advance(
         self,

@@ -13,25 +13,16 @@ ENDS = ("stop", "length", "abort", "error")
 
 
 class Tally:
-    """Used by the driver's thread alone. Stamps are kept with each ``LiveRequest``.
+    """Used by the driver's thread alone. Stamps are kept with each ``LiveRequest``."""
 
-    ``prefix_caching`` says whether prompts are looked up in the prefix cache at all.
-    """
-
-    def __init__(self, prefix_caching: bool) -> None:
-        self.prompt_tokens = self.cached_tokens = self.queried_tokens = self.new_tokens = 0
+    def __init__(self) -> None:
+        self.prompt_tokens = self.new_tokens = 0
         self.finished = dict.fromkeys(ENDS, 0)
         self.latency = Latency()
-        self._prefix_caching = prefix_caching
 
-    def planned(self, plan: StepPlan, live: Mapping[int, LiveRequest]) -> int:
-        """Requests that have their first step: what is computed once more does not count again.
-
-        Returns how many of their tokens were found in the prefix cache.
-        """
-        cached = 0
+    def planned(self, plan: StepPlan, live: Mapping[int, LiveRequest]) -> None:
+        """Requests that have their first step: what is computed once more does not count again."""
         now = time.perf_counter()
-        starts = {step.seq_id: step.start for step in plan.steps}
         for new in plan.new:
             request = live.get(new.seq_id)
             if request is None or request.launched is not None:
@@ -39,12 +30,6 @@ class Tally:
             request.launched = now
             self.latency.queue.observe(now - request.arrived)
             self.prompt_tokens += new.prompt_len
-            # What is scored is not looked up: its logits are wanted.
-            if self._prefix_caching and new.params.prompt_logprobs is None:
-                cached += starts[new.seq_id]
-                self.queried_tokens += new.prompt_len
-        self.cached_tokens += cached
-        return cached
 
     def token(self, request: LiveRequest, now: float) -> None:
         """A token was made text at ``now`` (``perf_counter``)."""
@@ -56,7 +41,6 @@ class Tally:
             latency.time_to_first_token.observe(now - request.arrived)
             latency.prefill.observe(now - (request.launched or now))
         request.last_token = now
-        request.new_tokens += 1
         self.new_tokens += 1
 
     def end(self, request: LiveRequest, how: str) -> None:

@@ -44,11 +44,17 @@ class OutputLengths:
 
 
 class KVMemory:
-    """Of all sequences; see the module."""
+    """
+    Attributes:
+        queried_tokens: tokens of prompts that came in, where prefixes are cached.
+        cached_tokens: of these, tokens that were found.
+    """
 
     def __init__(self, pool: BlockPool, prefix_caching: bool) -> None:
         self.pool = pool
         self.lengths = OutputLengths()
+        self.queried_tokens = 0
+        self.cached_tokens = 0
         self._prefix_caching = prefix_caching
         self._promised = 0  # blocks that running sequences may still take
 
@@ -100,6 +106,10 @@ class KVMemory:
         seq.blocks = prefix
         seq.promised = self.wanted(seq)
         self._promised += seq.promised - len(prefix)
+        is_new = not seq.first_step  # else it comes back
+        if self._prefix_caching and is_new and not seq.needs_scores:
+            self.queried_tokens += seq.num_tokens
+            self.cached_tokens += len(prefix) * self.pool.block_size
 
     def missing(self, seq: Sequence, num_tokens: int) -> int:
         """Blocks that it lacks to hold so many tokens."""

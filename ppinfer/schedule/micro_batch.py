@@ -69,7 +69,6 @@ class MicroBatchManager:
         slots: the micro-batches, by index.
         max_sequences: most sequences that all slots hold together.
         pool: the KV blocks; ``pool.num_used`` are in use.
-        prefix_caching: whether sequences that begin alike share blocks.
         memory: who holds which of them.
         membership: changes whenever a slot gains or loses a sequence.
         num_preemptions: how often a sequence had to give its blocks back.
@@ -87,7 +86,6 @@ class MicroBatchManager:
         self.slots = tuple(MicroBatch(index) for index in range(num_micro_batches))
         self.max_sequences = max_sequences
         self.pool = pool
-        self.prefix_caching = prefix_caching
         self.memory = KVMemory(pool, prefix_caching)
         self.membership = 0
         self.num_preemptions = 0

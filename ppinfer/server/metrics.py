@@ -16,7 +16,6 @@ from prometheus_client.core import (
     GaugeMetricFamily,
     HistogramMetricFamily,
 )
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
 from ppinfer.engine.state import EngineState, Histogram, StageState
@@ -24,7 +23,7 @@ from ppinfer.server.exchange import Exchange
 from ppinfer.server.service import Service
 from ppinfer.version import __version__
 
-_HEADERS = [(b"content-type", CONTENT_TYPE_PLAIN_0_0_4.encode())]
+_HEADERS = [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")]
 
 _LATENCIES = {
     "time_to_first_token": "From a request's arrival at the engine to its first token",

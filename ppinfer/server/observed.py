@@ -57,7 +57,8 @@ class Observed:
         if ask is None:
             return None
         try:
-            return await asyncio.wait_for(ask(), PATIENCE)
+            async with asyncio.timeout(PATIENCE):  # wait_for may swallow a cancellation
+                return await ask()
         except (PPInferError, TimeoutError):
             return None
 

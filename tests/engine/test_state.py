@@ -11,9 +11,10 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support.checkpoints import make_model, random_ids, save_model
+from support.checkpoints import config_alone, random_ids
 from support.fake_async_engine import wait_until
 
 from ppinfer import AsyncPPInferEngine, PPInferEngine, SamplingParams
@@ -24,17 +25,17 @@ from ppinfer.engine.state import EngineState, LiveState
 from ppinfer.trace.clock import Activity, Recording
 
 pytestmark = pytest.mark.slow
+SETTINGS: dict[str, Any] = {"pp_size": 2, "load_format": "dummy"}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = make_model("llama", num_hidden_layers=4, max_position_embeddings=512)
-    return save_model(model, tmp_path_factory.mktemp("model"))
+    return config_alone(tmp_path_factory.mktemp("model"), num_hidden_layers=4)
 
 
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Iterator[PPInferEngine]:
-    with PPInferEngine(folder, pp_size=2, micro_batch_size=2) as engine:
+    with PPInferEngine(folder, micro_batch_size=2, **SETTINGS) as engine:
         yield engine
 
 
@@ -149,7 +150,7 @@ def test_who_watches_gets_every_span_once_and_a_trace_may_be_made_beside(
 
 def test_asynchronously(folder: Path) -> None:
     async def run() -> None:
-        async with await AsyncPPInferEngine.create(folder, pp_size=2) as engine:
+        async with await AsyncPPInferEngine.create(folder, **SETTINGS) as engine:
             stream = engine.stream([1, 2], SamplingParams(max_tokens=400, ignore_eos=True))
             await anext(stream)
             looks = [await engine.live()]

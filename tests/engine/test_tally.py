@@ -51,7 +51,7 @@ def sums(latency: Latency) -> dict[str, tuple[int, float]]:
 
 
 def test_a_request_from_arrival_to_end(hands: Hands) -> None:
-    tally, one = Tally(prefix_caching=True), request(hands, 7)
+    tally, one = Tally(), request(hands, 7)
     hands.now += 2
     tally.planned(plan((7, 16)), {7: one})
     for at in (103.5, 104.0, 104.25):
@@ -61,29 +61,22 @@ def test_a_request_from_arrival_to_end(hands: Hands) -> None:
         "queue": (1, 2.0), "prefill": (1, 1.5), "time_to_first_token": (1, 3.5),
         "inter_token": (2, 0.75), "decode": (1, 0.75), "end_to_end": (1, 4.25),
     }  # fmt: skip
-    assert (tally.prompt_tokens, tally.cached_tokens, tally.queried_tokens) == (40, 16, 40)
-    assert (tally.new_tokens, one.new_tokens) == (3, 3)
+    assert (tally.prompt_tokens, tally.new_tokens) == (40, 3)
     assert tally.finished == {"stop": 0, "length": 1, "abort": 0, "error": 0}
 
 
 def test_what_is_computed_again_counts_once(hands: Hands) -> None:
-    tally, one = Tally(prefix_caching=True), request(hands, 1)
+    tally, one = Tally(), request(hands, 1)
     tally.planned(plan((1, 0)), {1: one})
     hands.now += 5
     tally.planned(plan((1, 32), (2, 0)), {1: one})  # the other one was aborted meanwhile
-    assert (tally.prompt_tokens, tally.cached_tokens) == (40, 0)
+    assert tally.prompt_tokens == 40
     assert sums(tally.latency)["queue"] == (1, 0.0)
-
-
-def test_without_a_prefix_cache_nothing_is_looked_up(hands: Hands) -> None:
-    tally, one = Tally(prefix_caching=False), request(hands, 1)
-    tally.planned(plan((1, 0)), {1: one})
-    assert (tally.prompt_tokens, tally.queried_tokens) == (40, 0)
 
 
 @pytest.mark.parametrize("how", ["abort", "error"])
 def test_times_of_what_was_cut_off_do_not_count(hands: Hands, how: str) -> None:
-    tally, one = Tally(prefix_caching=True), request(hands, 1)
+    tally, one = Tally(), request(hands, 1)
     tally.planned(plan((1, 0)), {1: one})
     tally.token(one, 101.0)
     tally.end(one, how)
@@ -106,7 +99,7 @@ def test_a_bound_belongs_to_the_bucket_below() -> None:
 
 def test_a_token_costs_little() -> None:
     """A hundred times less than a step of one sequence takes."""
-    tally = Tally(prefix_caching=True)
+    tally = Tally()
     one = LiveRequest(Request(1, (1,), PARAMS), 0, queue.SimpleQueue())
     best = min(_timed(tally, one) for _ in range(5))
     assert best < 5e-6

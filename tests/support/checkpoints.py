@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Sequence
 from itertools import pairwise
@@ -71,6 +72,13 @@ def save_model(
         warnings.simplefilter("ignore")
         model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
         model.float()
+    return folder
+
+
+def config_alone(folder: Path, **settings: Any) -> Path:
+    """A Llama of which only the config is there, for ``load_format="dummy"``: no transformers."""
+    said = {"architectures": ["LlamaForCausalLM"], "torch_dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(said | SMALL | settings))
     return folder
 
 

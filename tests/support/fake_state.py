@@ -41,13 +41,18 @@ class FakeStages:
         spans, steps = [], {}
         for stage in range(2):
             made = []
-            for step in range(since // STEP, now // STEP + 1):
+            for step in range(since // STEP - 1, now // STEP + 1):
                 begin = step * STEP + stage * STEP // 2
-                for kind, end in ((Activity.COMPUTE, begin + STEP * 3 // 4),
-                                  (Activity.WAIT_INPUT, begin + STEP)):  # fmt: skip
-                    if since < end <= now:
-                        made.append((kind, step, end) if state.running else
-                                    (Activity.WAIT_PLAN, -1, end))  # fmt: skip
+                for kind, end in (
+                    (Activity.COMPUTE, begin + STEP * 3 // 4),
+                    (Activity.WAIT_INPUT, begin + STEP),
+                ):
+                    if not state.running:
+                        kind = Activity.WAIT_PLAN
+                    if since < end:
+                        made.append((kind, step, min(end, now)))
+                    if end >= now:
+                        break
                 steps[step] = StepLabel(step % 2, "decode 1")
             spans.append([StageSpans(since, packed(made), 0, 0)])
         return LiveState(now, state, spans, steps)

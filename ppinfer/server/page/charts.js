@@ -74,7 +74,7 @@ class Charts {
       }, seconds),
       new Chart("chart-queue", [(s) => s.running, (s) => s.waiting],
         (s) => [String(s.running), "running", `${s.waiting} waiting`], (n) => String(n)),
-      new Chart("chart-kv", [(s) => s.kv], (s) => [percent(s.kv), `of ${whole.format(this.blocks)} blocks`], percent),
+      new Chart("chart-kv", [(s) => s.kv], (s) => [finePercent(s.kv), `of ${whole.format(this.blocks)} blocks`], finePercent),
     ];
   }
 

@@ -25,7 +25,7 @@ const whole = new Intl.NumberFormat("en");
 
 function number(value) {
   if (value >= 100) return whole.format(Math.round(value));
-  return value >= 10 ? value.toFixed(1) : value.toFixed(value >= 1 || value === 0 ? 1 : 2);
+  return String(Number(value.toFixed(value >= 1 ? 1 : 2)));
 }
 
 function seconds(value) {
@@ -36,6 +36,8 @@ function seconds(value) {
 }
 
 const percent = (share) => `${Math.round(share * 100)}%`;
+
+const finePercent = (share) => (share > 0 && share < 0.1 ? `${(share * 100).toFixed(1)}%` : percent(share));
 
 const sleep = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
 

@@ -1,6 +1,6 @@
 // Lanes of the stages. A box is a step's work in the colour of its micro-batch; a flat bar is a
 // wait, in the colour of what is waited for. The right edge is a little in the past, so that what
-// is drawn there has always been told already.
+// is drawn there has always been told already; where nothing more is told, the picture stands.
 
 const PLAN = -1, INPUT = -2, SEND = -3, IDLE = -4, OTHER = -5;
 const NAMES = { [PLAN]: "plan", [INPUT]: "input", [SEND]: "send", [IDLE]: "idle", [OTHER]: "other" };
@@ -194,7 +194,7 @@ class Lanes {
   edge() {
     const wanted = Math.max(...this.gaps, 100e3) + EDGE;
     this.delay += (wanted - this.delay) * 0.05;
-    return here() + (this.offset || 0) - this.delay;
+    return Math.min(here() + (this.offset || 0) - this.delay, this.covered);
   }
 
   view(width) {
