@@ -128,7 +128,7 @@ class PPInferEngine:
             vocab_size=pipeline.config.vocab_size,
             max_model_len=pipeline.max_model_len,
             eos_token_ids=pipeline.eos_token_ids,
-            num_blocks=pipeline.num_blocks,
+            kv_tokens=pipeline.num_blocks * self.config.block_size,
         )
         self._requests = RequestFactory(pipeline.tokenizer, self.limits)
         masks = Masks()

@@ -21,13 +21,13 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         max_model_len: most tokens of prompt plus output.
         eos_token_ids: ids that end a sequence.
-        num_blocks: KV blocks that all sequences share.
+        kv_tokens: tokens that the KV cache holds, of all sequences together.
     """
 
     vocab_size: int = 0
     max_model_len: int = 0
     eos_token_ids: tuple[int, ...] = ()
-    num_blocks: int = 0
+    kv_tokens: int = INT64_MAX
 
 
 class RequestFactory:
@@ -39,6 +39,7 @@ class RequestFactory:
     def __init__(self, tokenizer: Tokenizer | None, limits: Limits) -> None:
         self._tokenizer = tokenizer
         self._vocab_size, self._max_model_len = limits.vocab_size, limits.max_model_len
+        self._kv_tokens = limits.kv_tokens
         self._eos_token_ids = frozenset(limits.eos_token_ids)
         self._ids = itertools.count()
 
@@ -50,14 +51,20 @@ class RequestFactory:
         salt: str = "",
         streamed: bool = False,
     ) -> Request:
-        """Raises ``RequestError`` where the prompt cannot be served, saying why."""
+        """A limit that goes past the context means as many tokens as there is room for.
+
+        Raises ``RequestError`` where the prompt cannot be served, saying why.
+        """
         self._check_tokens(token_ids)
         self._check_bias(params)
         room = self.require_room(token_ids, min(params.max_tokens, 1))
         seed = params.seed
         if seed is None and not params.is_greedy:
             seed = secrets.randbelow(INT64_MAX)
-        limit = min(params.max_tokens, room)
+        limit = params.max_tokens
+        if limit > room:
+            # The last token is drawn but never computed, so it takes none of the cache.
+            limit = min(room, max(1, self._kv_tokens - len(token_ids) + 1))
         params = msgspec.structs.replace(
             params, max_tokens=limit, min_tokens=min(params.min_tokens, limit), seed=seed
         )

@@ -151,7 +151,7 @@ def test_requests_that_cannot_be_served_are_refused(
             engine.info.model, kv_cache_memory=40_000
         ) as small:
             with pytest.raises(CapacityError, match="KV cache blocks"):
-                await tokens_of(small, [1], ENDLESS)
+                await tokens_of(small, [1], SamplingParams(max_tokens=400))
             assert small.is_alive
 
     runner.run(too_large_for_the_cache())
