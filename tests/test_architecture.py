@@ -19,6 +19,7 @@ LAYERS = {
     "models": 2, "weights": 2, "kernels": 2,
     "comm": 3,
     "stage": 4,
+    "client": 4,
     "engine": 5, "launch": 5,
     "batch": 6, "bench": 6, "timeline": 6, "server": 6, "cli": 6,
 }  # fmt: skip

@@ -9,6 +9,7 @@ from types import TracebackType
 import aiohttp
 
 from ppinfer.batch.lines import Asked, Response, one_line
+from ppinfer.client.http import new_session
 from ppinfer.errors import ServerError
 
 _AGAIN = frozenset({429, 502, 503, 504})
@@ -31,14 +32,7 @@ class RemoteAnswerer:
         self, url: str, api_key: str | None, timeout: float, patience: float = 300.0
     ) -> None:
         self._url, self._patience = url, patience
-        headers = {"Content-Type": "application/json"}
-        if api_key:
-            headers["Authorization"] = f"Bearer {api_key}"
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
-            timeout=aiohttp.ClientTimeout(total=timeout),
-            headers=headers,
-        )
+        self._session = new_session(api_key, aiohttp.ClientTimeout(total=timeout))
 
     async def __aenter__(self) -> RemoteAnswerer:
         return self

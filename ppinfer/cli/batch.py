@@ -14,7 +14,6 @@ import typer
 from ppinfer.cli.options import engine_options, model_name, takes
 from ppinfer.cli.terminal import Bar, refuse_usage, say
 from ppinfer.config import EngineConfig
-from ppinfer.errors import ConfigError
 
 if TYPE_CHECKING:
     from ppinfer.batch.run import Answerer, Summary
@@ -149,14 +148,11 @@ async def _model(
 
 @asynccontextmanager
 async def _server(url: str, api_key: str | None, timeout: float) -> AsyncIterator[Answerer]:
-    from ppinfer.bench.serve.target import root_of
+    from ppinfer.client.address import require_aiohttp, root_of
 
-    try:
-        from ppinfer.batch.remote import RemoteAnswerer
-    except ImportError as error:
-        raise ConfigError(
-            "Asking a server needs aiohttp, which is not installed: pip install 'ppinfer[load]'."
-        ) from error
+    require_aiohttp()
+    from ppinfer.batch.remote import RemoteAnswerer
+
     async with RemoteAnswerer(root_of(url), api_key, timeout) as answerer:
         yield answerer
 

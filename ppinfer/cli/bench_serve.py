@@ -82,8 +82,9 @@ def serve(
     from ppinfer.bench.serve.dataset import read_dataset
     from ppinfer.bench.serve.lengths import parse_lengths
     from ppinfer.bench.serve.objective import parse_objective
-    from ppinfer.bench.serve.plan import Plan, require_aiohttp
-    from ppinfer.bench.serve.target import Dialect, Target, root_of
+    from ppinfer.bench.serve.plan import Plan
+    from ppinfer.bench.serve.target import Dialect, Target
+    from ppinfer.client.address import require_aiohttp, root_of
 
     if requests is None and seconds is None:
         requests = _REQUESTS

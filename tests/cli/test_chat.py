@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from support.fake_engine import FakeEngine, run
 
-from ppinfer.cli.chat import _Conversation
+from ppinfer.cli.chat import _Conversation, _engine_answers
 from ppinfer.sampling import SamplingParams
 
 Engine = type[FakeEngine]
@@ -57,9 +57,9 @@ class TestInteractive:
                 raise line
 
             monkeypatch.setattr("builtins.input", read)
-            fake = engine("m", progress=lambda *_: None)
-            _Conversation(fake, SamplingParams(), None, interactive=True).run()  # type: ignore[arg-type]
-            return fake
+            with _engine_answers("m", SamplingParams(), {}, None) as answers:
+                _Conversation(answers, None, interactive=True).run()
+            return engine.made[0]
 
         return talk
 

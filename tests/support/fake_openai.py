@@ -24,6 +24,9 @@ class FakeOpenAI:
         cut: streams end after this many pieces, without a word.
         piece: bytes that are sent at a time, and no more.
         line_end: what ends lines of a stream; with another than LF there are comments, too.
+        models: the names that it says it serves.
+        like_transformers: as ``transformers serve`` has it: usage is in the last chunk, asked for
+            or not, no ``[DONE]`` follows, and what is refused gets 422 with a ``detail``.
     """
 
     delay: float = 0.0
@@ -36,6 +39,8 @@ class FakeOpenAI:
     cut: int | None = None
     piece: int | None = None
     line_end: bytes = b"\n"
+    models: tuple[str, ...] = ("numbers",)
+    like_transformers: bool = False
     asked: list[dict[str, Any]] = field(default_factory=list)
     most_at_once: int = 0
     url: str = ""
@@ -92,7 +97,8 @@ class _Handler(BaseHTTPRequestHandler):
         if key is not None and self.headers["Authorization"] != f"Bearer {key}":
             self._error(401, "wrong key")
         else:
-            self._answer(200, {"object": "list", "data": [{"id": "numbers"}]})
+            data = [{"id": name} for name in self.behaviour.models]
+            self._answer(200, {"object": "list", "data": data})
 
     def do_POST(self) -> None:
         fake = self.behaviour
@@ -109,7 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             for name in fake.unknown:
                 if name in body:
-                    return self._error(400, f"unknown field {name}")
+                    return self._refuse(f"unknown field {name}")
             if body["max_tokens"] > 1 and number in fake.fail:
                 return self._error(fake.fail[number], "not now")
             if fake.one_at_a_time:
@@ -138,12 +144,16 @@ class _Handler(BaseHTTPRequestHandler):
             choice = {"delta": {"content": text}} if is_chat else {"text": text}
             self._event({"choices": [choice | {"finish_reason": None}]})
         last = {"delta": {}} if is_chat else {"text": ""}
-        self._event({"choices": [last | {"finish_reason": "length"}]})
-        if fake.usage and "stream_options" in body:
-            count = len(prompt.split()) + (5 if is_chat else 0)
-            usage = {"prompt_tokens": count, "completion_tokens": body["max_tokens"]}
-            self._event({"choices": [], "usage": usage})
-        self._line(b"data: [DONE]")
+        end: dict[str, Any] = {"choices": [last | {"finish_reason": "length"}]}
+        count = len(prompt.split()) + (5 if is_chat else 0)
+        usage = {"prompt_tokens": count, "completion_tokens": body["max_tokens"]}
+        if fake.like_transformers:
+            self._event(end | {"usage": usage})
+        else:
+            self._event(end)
+            if fake.usage and "stream_options" in body:
+                self._event({"choices": [], "usage": usage})
+            self._line(b"data: [DONE]")
         self.wfile.write(b"0\r\n\r\n")
 
     def _event(self, value: dict[str, Any]) -> None:
@@ -158,6 +168,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _chunk(self, data: bytes) -> None:
         self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+
+    def _refuse(self, why: str) -> None:
+        if self.behaviour.like_transformers:
+            self._answer(422, {"detail": why})
+        else:
+            self._error(400, why)
 
     def _error(self, status: int, message: str) -> None:
         self._answer(status, {"error": {"message": message, "type": "x", "code": status}})

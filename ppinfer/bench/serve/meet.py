@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ppinfer.bench.serve.client import Client
+from ppinfer.bench.serve.answer import ask
 from ppinfer.bench.serve.records import RequestRecord
 from ppinfer.bench.serve.target import Dialect, Target
 from ppinfer.bench.serve.words import OPENING, WORDS
 from ppinfer.bench.serve.workload import Ask, Gauge
+from ppinfer.client.http import Client
 from ppinfer.errors import ServerError
 
 _REFUSED = ("HTTP 400", "HTTP 422")
@@ -80,7 +81,7 @@ def _notes(asked: Dialect, spoken: Dialect, answer: RequestRecord) -> list[str]:
 async def _try(client: Client, target: Target, text: str) -> RequestRecord:
     record = RequestRecord(0.0)
     body = target.body(Ask(text, max_tokens=1))
-    await client.ask(target, body, record, time.perf_counter())
+    await ask(client, target, body, record, time.perf_counter())
     return record
 
 

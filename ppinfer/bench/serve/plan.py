@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from ppinfer.bench.serve.lengths import Lengths
 from ppinfer.bench.serve.objective import Objective
 from ppinfer.bench.serve.target import Target
 from ppinfer.bench.serve.workload import Entry, FromFile, Gauge, MadeUp, Workload
+from ppinfer.client.address import check_key
 from ppinfer.errors import ConfigError
 
 
@@ -43,8 +43,7 @@ class Plan:
         self.extent.check(self.loads)
         if self.entries and self.shared_prefix:
             raise ConfigError("--shared-prefix goes with made-up prompts, not with a dataset.")
-        if self.api_key and not (self.api_key.isascii() and self.api_key.isprintable()):
-            raise ConfigError("The API key has characters that no HTTP header can hold.")
+        check_key(self.api_key)
 
     def workload(self, gauge: Gauge) -> Workload:
         if self.entries:
@@ -58,13 +57,3 @@ class Plan:
             return f"{len(self.entries):,} prompts of a file, {answer} unless it says so"
         prefix = f"{self.shared_prefix:,} shared tokens and " if self.shared_prefix else ""
         return f"prompts of {prefix}{self.prompt} tokens, {answer}"
-
-
-def require_aiohttp() -> None:
-    """Raises ``ConfigError`` where the library that speaks HTTP is not installed."""
-    try:
-        importlib.import_module("aiohttp")
-    except ImportError as error:
-        raise ConfigError(
-            "A load on a server needs aiohttp, which is not installed: pip install 'ppinfer[load]'."
-        ) from error

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from ppinfer.bench.serve.answer import ask
 from ppinfer.bench.serve.arrivals import Load, arrivals
-from ppinfer.bench.serve.client import Client
 from ppinfer.bench.serve.figures import Level, figures
 from ppinfer.bench.serve.meet import meet
 from ppinfer.bench.serve.plan import Plan
@@ -17,6 +17,7 @@ from ppinfer.bench.serve.records import RequestRecord
 from ppinfer.bench.serve.target import Target
 from ppinfer.bench.serve.workload import Workload
 from ppinfer.bench.throughput import Notice
+from ppinfer.client.http import Client
 
 
 @dataclass
@@ -154,7 +155,7 @@ class _LevelRun:
         record = request.record(intended)
         self._records.append(record)
         async with self._free:
-            await self._client.ask(self._target, request.body, record, self._start)
+            await ask(self._client, self._target, request.body, record, self._start)
         self._ended += 1
         extent = self._plan.extent
         if extent.requests is not None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 
 from ppinfer.bench.serve.workload import Ask
-from ppinfer.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -46,25 +44,3 @@ class Target:
         if self.dialect.ignore_eos:
             fields["ignore_eos"] = True
         return msgspec.json.encode(fields)
-
-
-def root_of(url: str) -> str:
-    """Scheme, host and path before ``/v1``; ``http`` where no scheme is given.
-
-    Raises:
-        ConfigError: this is no such address.
-    """
-    whole = url if "://" in url else f"http://{url}"
-    try:
-        parts = urlsplit(whole)
-        port_is_sound = parts.port is None or parts.port > 0
-    except ValueError:
-        port_is_sound = False
-    if not port_is_sound or parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(
-            f"expected a server's address such as http://127.0.0.1:8000, not {url!r}."
-        )
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise ConfigError("The server's address must be bare; a key is given with --api-key.")
-    path = parts.path.rstrip("/").removesuffix("/v1")
-    return f"{parts.scheme}://{parts.netloc}{path}"

@@ -129,6 +129,21 @@ def test_a_server_that_knows_less_is_asked_for_less(
     assert not fake.load[0].keys() & set(unknown)
 
 
+@pytest.mark.parametrize("endpoint", ["chat", "completions"])
+def test_a_server_that_counts_in_its_last_chunk(endpoint: str) -> None:
+    fake = FakeOpenAI(
+        like_transformers=True, tokenize=False, unknown=("ignore_eos", "stream_options")
+    )
+    with serving(fake):
+        target = Target(fake.url, endpoint, dialect=Dialect(ignore_eos=True))
+        found = run(plan(fake, target=target))
+    (level,) = found.levels
+    assert (level.done, level.failed) == (6, 0)
+    assert level.output_tokens == level.wanted_output
+    assert level.input_tokens == level.wanted_input
+    assert found.notes == ["The server refuses ignore_eos: answers end where the model ends them."]
+
+
 def test_a_file_is_asked() -> None:
     with serving(FakeOpenAI()) as fake:
         found = run(plan(fake, entries=[Entry("one two", 3), Entry("three", None)]))

@@ -1,44 +1,56 @@
-"""The HTTP side: one server, one endpoint, streamed answers. Needs aiohttp."""
+"""Connections to one server. Needs aiohttp."""
 
 from __future__ import annotations
 
 import resource
 import ssl
-import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 import aiohttp
 import msgspec
 
-from ppinfer.bench.serve.answer import AnswerError, AnswerReader, reason_in
-from ppinfer.bench.serve.records import RequestRecord
-from ppinfer.bench.serve.target import Target
+from ppinfer.client.address import check_key
+from ppinfer.client.chunks import AnswerError, reason_in
 from ppinfer.errors import ServerError
 
 _KEEP_ALIVE = 2.0
 """Seconds an idle connection is kept: less than servers do, lest one closes it as it is used."""
 _SHORT_TIMEOUT = 30.0
+_SILENCE = 600.0
 _SPARE_FILES = 64
 _LONGEST_BODY = 4 * 2**20
 
 
-class Client:
-    """Connections to one server, for as long as it is entered."""
+def new_session(api_key: str | None, timeout: aiohttp.ClientTimeout) -> aiohttp.ClientSession:
+    """Any number of connections. Raises ``ConfigError`` where no request could carry the key."""
+    check_key(api_key)
+    headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+    if api_key:
+        headers["Authorization"] = f"Bearer {api_key}"
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE)
+    return aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers)
 
-    def __init__(self, url: str, api_key: str | None, timeout: float) -> None:
-        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-        if api_key:
-            headers["Authorization"] = f"Bearer {api_key}"
+
+class Client:
+    """Connections to one server, for as long as it is entered.
+
+    Args:
+        url: the server's root, without ``/v1``.
+        timeout: seconds that a streamed answer may take; ``None`` lets it go on for as long as it
+            is never silent for ten minutes.
+    """
+
+    def __init__(self, url: str, api_key: str | None, timeout: float | None) -> None:
         self._url = url
-        self._timeout = aiohttp.ClientTimeout(total=timeout)
+        silence = _SILENCE if timeout is None else None
+        self._timeout = aiohttp.ClientTimeout(total=timeout, sock_read=silence)
         # Without a limit of their own, more connections than files may be open would all fail.
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.max_in_flight = max(files - _SPARE_FILES, 1) if files > 0 else 2**20
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE),
-            headers=headers,
-        )
+        self._session = new_session(api_key, self._timeout)
 
     async def __aenter__(self) -> Client:
         return self
@@ -49,37 +61,48 @@ class Client:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
         await self._session.close()
 
-    async def ask(self, target: Target, body: bytes, record: RequestRecord, start: float) -> None:
-        """Send a request and take its answer into ``record``; whatever fails becomes its status.
+    async def post_stream(self, path: str, body: bytes, take: Callable[[bytes], None]) -> None:
+        """Ask for a stream of events, and hand its bytes to ``take`` as they come.
 
-        Args:
-            start: the ``perf_counter`` that the record's times count from.
+        Raises:
+            AnswerError: nobody answers, or not with such a stream to its end.
         """
-        reader = AnswerReader(record)
-        record.sent = time.perf_counter() - start
-        try:
-            async with self._session.post(
-                target.url + target.path, data=body, timeout=self._timeout
-            ) as response:
-                if response.status != 200:
+        with self._told():
+            response = await self._session.post(self._url + path, data=body, timeout=self._timeout)
+        async with response:
+            if response.status != 200:
+                with self._told():
                     text = await _whole(response)
-                    raise AnswerError(f"HTTP {response.status}", reason_in(text))
-                if response.content_type != "text/event-stream":
-                    raise AnswerError("no stream", f"an answer of type {response.content_type}")
-                async for received in response.content.iter_any():
-                    reader.feed(received, time.perf_counter() - start)
-            reader.close()
-        except AnswerError as problem:
-            record.status, record.why = problem.args
-        except TimeoutError:
-            record.status, record.why = "timeout", f"no end after {self._timeout.total:g} s"
+                raise AnswerError(f"HTTP {response.status}", reason_in(text))
+            if response.content_type != "text/event-stream":
+                raise AnswerError("no stream", f"an answer of type {response.content_type}")
+            while True:
+                with self._told():
+                    received = await response.content.readany()
+                if not received:
+                    return
+                take(received)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What goes wrong on the way becomes an ``AnswerError``."""
+        try:
+            yield
+        except TimeoutError as error:
+            total = self._timeout.total
+            why = (
+                f"nothing came for {_SILENCE:g} s" if total is None else f"no end after {total:g} s"
+            )
+            raise AnswerError("timeout", why) from error
         except aiohttp.ClientConnectorError as error:
-            record.status, record.why = "no connection", str(error)
+            raise AnswerError("no connection", str(error)) from error
         except (aiohttp.ClientError, OSError) as error:
-            record.status, record.why = "disconnected", str(error) or type(error).__name__
-        record.ended = time.perf_counter() - start
+            raise AnswerError("disconnected", str(error) or type(error).__name__) from error
 
     async def models(self) -> list[str]:
         """Names of the models that are served; none where the server does not say.

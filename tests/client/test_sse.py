@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppinfer.bench.serve.sse import EventParser
+from ppinfer.client.sse import EventParser
 
 LINES = st.lists(
     st.binary(max_size=12).map(lambda line: line.replace(b"\r", b"").replace(b"\n", b"")),

@@ -1,0 +1,4 @@
+"""A client of any server that speaks OpenAI's API: a load, a batch and a chat share it. No torch.
+
+Only ``http`` needs aiohttp.
+"""
