@@ -18,9 +18,10 @@ demo: $(VENV)/.installed
 		"Give me three tips for sleeping well."
 
 # Two processes, since many tests wait for one thread of a process that starts. Threads that spin long
-# while they wait make tests crawl on cores that something else needs too.
+# while they wait make tests crawl on cores that something else needs too; so does measuring again
+# what other tests disturbed.
 test: $(VENV)/.installed
-	@GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest -n 2 $(ARGS)
+	@GOMP_SPINCOUNT=1000 PPINFER_FOREIGN_CPU=9 $(BIN)/python -m pytest -n 2 $(ARGS)
 
 lint: $(VENV)/.installed
 	@$(BIN)/ruff check .

@@ -68,6 +68,9 @@ class EngineConfig:
         None, "Longest prompt plus output, in tokens; default: the model's own limit."
     )
     prefix_caching: bool = _setting(True, "Reuse KV blocks of prompts that begin alike.")
+    row_invariant: bool = _setting(
+        True, "Never let a sequence's bits depend on its company; off may be faster for one alone."
+    )
     load_format: Literal["auto", "dummy"] = _setting(
         "auto", "auto reads the checkpoint; dummy makes weights up from its config alone."
     )
@@ -95,8 +98,10 @@ class EngineConfig:
         self._check_choice("device", DEVICES)
         self._check_choice("load_format", LOAD_FORMATS)
         self._check_choice("block_size", BLOCK_SIZES)
-        if not isinstance(self.prefix_caching, bool):
-            raise ConfigError(f"prefix_caching must be true or false, not {self.prefix_caching!r}.")
+        for name in ("prefix_caching", "row_invariant"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise ConfigError(f"{name} must be true or false, not {value!r}.")
         timeout = self.timeout
         if isinstance(timeout, bool) or not isinstance(timeout, int | float):
             raise ConfigError(f"timeout must be a number of seconds, not {timeout!r}.")

@@ -44,6 +44,7 @@ def test_unknown_settings_name_the_nearest() -> None:
         ({"num_micro_batches": 0}, "num_micro_batches must be"),
         ({"max_num_seqs": 0}, "max_num_seqs must be"),
         ({"prefix_caching": 1}, "prefix_caching must be true or false"),
+        ({"row_invariant": "no"}, "row_invariant must be true or false"),
     ],
 )
 def test_wrong_settings_say_what_was_expected(settings: dict[str, Any], words: str) -> None:

@@ -13,7 +13,7 @@ from ppinfer.bench.cases import Shape
 from ppinfer.bench.limits import Arrangement, Rates, physical_seconds, rows_to_measure
 from ppinfer.bench.procfs import cores
 from ppinfer.bench.remote import Worker
-from ppinfer.engine.cpu_time import FOREIGN_CPU, Reading
+from ppinfer.engine.cpu_time import REPEAT_ABOVE, Reading
 from ppinfer.models.config import ModelConfig
 
 ITEMSIZE = {"fp32": 4, "bf16": 2}
@@ -81,7 +81,7 @@ def _undisturbed(workers: Sequence[Worker], do: str, **values: Any) -> list[dict
         for worker in workers:
             worker.send(do, **values)
         answers = [worker.receive(_TIMEOUT) for worker in workers]
-        if sum(Reading.now(pids).shares_since(before)) <= FOREIGN_CPU:
+        if sum(Reading.now(pids).shares_since(before)) <= REPEAT_ABOVE:
             break
     return answers
 

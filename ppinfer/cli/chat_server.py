@@ -40,7 +40,9 @@ def server_answers(
             name = runner.run(_choose(client, url, model))
 
             def answer(messages: list[ChatMessage], take: Callable[[str], None]) -> str | None:
-                return runner.run(_answer(client, url, name, {"messages": messages, **fields}, take))
+                return runner.run(
+                    _answer(client, url, name, {"messages": messages, **fields}, take)
+                )
 
             yield answer
         finally:

@@ -131,6 +131,7 @@ def build_pipeline(
                     max_step_tokens=tuning.max_prefill_tokens + config.max_sequences,
                     max_sequences=config.max_sequences,
                     timeout=config.timeout,
+                    row_invariant=config.row_invariant,
                 ),
             )
     with timer.part("build tokenizer"):

@@ -13,6 +13,8 @@ from pathlib import Path
 
 FOREIGN_CPU = 0.05
 """Share of all cores that others may take before a measurement counts as disturbed."""
+REPEAT_ABOVE = float(os.environ.get("PPINFER_FOREIGN_CPU", FOREIGN_CPU))
+"""The share above which it is made again: higher where cores are never quiet."""
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 

@@ -15,7 +15,7 @@ import msgspec
 
 from ppinfer.config import EngineConfig
 from ppinfer.engine import profile_cache
-from ppinfer.engine.cpu_time import FOREIGN_CPU, Reading
+from ppinfer.engine.cpu_time import REPEAT_ABOVE, Reading
 from ppinfer.engine.supervisor import Supervisor
 from ppinfer.messages import (
     DeviceInfo,
@@ -121,7 +121,7 @@ def measure(
         others, stolen = Reading.now(pids).shares_since(before)
         if measured is None:
             return None
-        if others + stolen <= FOREIGN_CPU or not knows_all:
+        if others + stolen <= REPEAT_ABOVE or not knows_all:
             profile_cache.save(key, measured)
             break
     return measured

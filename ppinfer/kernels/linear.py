@@ -3,9 +3,9 @@
 ``Linear`` owns its storage behind one seam. On a CPU the native kernels' own product is used where
 they have one for the dtype. Otherwise the weight is reordered once for oneDNN, whose result for a
 row does not change with the number of rows as long as there are at least two: a single row takes
-another code path inside oneDNN, so it is padded to two. That would not hold for bf16 in matrix
-registers (AMX), which oneDNN uses for some numbers of rows and not for others: it is told to leave
-them alone. Elsewhere it is ``F.linear``, which promises nothing of the kind (MKL and cuBLAS pick
+another code path inside oneDNN, so it is padded to two (``pad_single_rows``). That would not hold
+for bf16 in matrix registers (AMX), which oneDNN uses for some numbers of rows and not for others:
+it is told to leave them alone. Elsewhere it is ``F.linear``, which promises nothing of the kind (MKL and cuBLAS pick
 kernels by shape).
 
 Shapes: T rows, I inputs, O outputs.
@@ -46,6 +46,20 @@ _LAYOUTS = {
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 
+_least_rows = 2
+"""Below which a product of oneDNN is padded."""
+
+
+def pad_single_rows(yes: bool) -> None:
+    """Whether this process keeps the bits of a single row those it has among others.
+
+    Where oneDNN multiplies, the second row that takes costs up to a quarter of a product of bf16
+    that is one row high; the native products cost nothing.
+    """
+    global _least_rows
+    _least_rows = 2 if yes else 1
+
+
 class Linear:
     """``x_ti @ weight_oi.T + bias_o``, stored as suits the device.
 
@@ -79,7 +93,7 @@ class Linear:
             return self._multiply(self._product, x_ti)
         if not self._packed:
             return functional.linear(x_ti, self._weight, self._bias)
-        if x_ti.shape[0] == 1:
+        if x_ti.shape[0] < _least_rows:
             return self._pointwise(torch.cat((x_ti, x_ti)))[:1]
         return self._pointwise(x_ti)
 

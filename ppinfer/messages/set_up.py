@@ -58,6 +58,7 @@ class StageSetup(Message, frozen=True):
     max_step_tokens: int
     max_sequences: int
     timeout: float  # seconds
+    row_invariant: bool = True
 
 
 class DeviceInfo(msgspec.Struct, frozen=True, array_like=True):

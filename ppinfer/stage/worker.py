@@ -125,6 +125,7 @@ class StageWorker:
 
         from ppinfer.comm.links import open_links
         from ppinfer.comm.stage_manager import PipelineStageManager
+        from ppinfer.kernels.linear import pad_single_rows
         from ppinfer.kernels.native import library
         from ppinfer.models.config import ModelConfig
         from ppinfer.models.decoder import StageModel
@@ -158,6 +159,7 @@ class StageWorker:
             rings=self._rings(setup, config.hidden_size * dtype.itemsize),
         )
         connected = time.perf_counter()
+        pad_single_rows(setup.row_invariant)
         model = StageModel(
             config,
             setup.first_layer,

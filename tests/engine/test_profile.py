@@ -107,6 +107,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     """A quiet one, unless the test says otherwise."""
     machine = Machine()
     monkeypatch.setattr(profile, "Reading", machine)
+    monkeypatch.setattr(profile, "REPEAT_ABOVE", 0.05)
     return machine
 
 

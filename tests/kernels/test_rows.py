@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional
 
 from ppinfer.kernels.elementwise import LANES, exp2_, gated_silu
-from ppinfer.kernels.linear import Linear, can_pack
+from ppinfer.kernels.linear import Linear, can_pack, pad_single_rows
+from ppinfer.kernels.native import library
 
 DTYPES = [torch.float32, torch.bfloat16]
 COUNTS = [1, 2, 3, 7, 8, 16, 31, 64, 200]
@@ -40,6 +41,24 @@ def test_linear(
             for start in {0, (200 - count) // 3, 200 - count}:
                 rows = linear(x[start : start + count])
                 assert torch.equal(rows, whole[start : start + count]), (threads, start, count)
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_a_single_row_of_onednn_is_padded_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, padded: bool
+) -> None:
+    monkeypatch.setattr(library, "active", lambda: None)
+    heights = []
+    linear = Linear(torch.randn(32, 16))
+    multiply = linear._pointwise
+    monkeypatch.setattr(linear, "_pointwise", lambda x: heights.append(len(x)) or multiply(x))
+    x = torch.randn(1, 16)
+    pad_single_rows(padded)
+    try:
+        assert linear(x).shape == (1, 32)
+    finally:
+        pad_single_rows(True)
+    assert heights == [2 if padded else 1]
 
 
 def test_linear_counts_its_bytes() -> None:
