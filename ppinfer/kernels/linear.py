@@ -53,7 +53,7 @@ _least_rows = 2
 def pad_single_rows(yes: bool) -> None:
     """Whether this process keeps the bits of a single row those it has among others.
 
-    Where oneDNN multiplies, the second row that takes costs up to a quarter of a product of bf16
+    Where oneDNN multiplies, the second row that takes costs about a tenth of a product of bf16
     that is one row high; the native products cost nothing.
     """
     global _least_rows
