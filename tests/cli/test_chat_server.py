@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support.fake_async_engine import ANSWER, RunningServer, running_server
+from support.fake_async_engine import ANSWER, FakeAsyncEngine, RunningServer, running_server
 from support.fake_engine import run
 from support.fake_openai import FakeOpenAI, serving
 
@@ -27,10 +27,10 @@ def one_server() -> Iterator[RunningServer]:
 
 @pytest.fixture
 def server(one_server: RunningServer) -> Iterator[RunningServer]:
-    engine = one_server.engine
+    one_server.engine = FakeAsyncEngine()
+    one_server.app.service.open(one_server.engine)
     yield one_server
     one_server.idle()
-    engine.pause, engine.endless, engine.fail_at = 0.0, False, None
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,79 @@
+"""LangChain's OpenAI package works unchanged."""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+from support.fake_async_engine import ANSWER, RunningServer, small_tokenizer
+
+if find_spec("langchain_openai") is None:
+    pytest.skip("langchain-openai is not installed", allow_module_level=True)
+
+from langchain_openai import ChatOpenAI, OpenAI
+
+
+@pytest.fixture
+def settings(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setenv("LANGSMITH_TRACING", "false")
+    server.engine.info.max_model_len = 5000
+    return {"base_url": server.url, "api_key": "none", "model": "small", "max_retries": 0}
+
+
+def tokens_of_answer() -> int:
+    return len(small_tokenizer().encode(ANSWER)) + 1
+
+
+class TestChat:
+    def test_invoke(self, settings: dict[str, Any], server: RunningServer) -> None:
+        chat = ChatOpenAI(**settings, temperature=0.5, seed=3, top_p=0.9, stop=["never"])
+        answer = chat.invoke([("system", "Be brief."), ("human", "Hi")])
+        assert answer.content == ANSWER
+        assert answer.usage_metadata is not None
+        assert answer.usage_metadata["output_tokens"] == tokens_of_answer()
+        assert answer.response_metadata["finish_reason"] == "stop"
+        params = server.engine.calls[-1].params
+        assert (params.temperature, params.seed, params.top_p) == (0.5, 3, 0.9)
+
+    def test_stream(self, settings: dict[str, Any]) -> None:
+        chunks = list(ChatOpenAI(**settings, stream_usage=True).stream("Hi"))
+        assert "".join(str(chunk.content) for chunk in chunks) == ANSWER
+        usage = [chunk.usage_metadata for chunk in chunks if chunk.usage_metadata]
+        assert [each["output_tokens"] for each in usage] == [tokens_of_answer()]
+
+    def test_logprobs(self, settings: dict[str, Any]) -> None:
+        answer = ChatOpenAI(**settings, logprobs=True, top_logprobs=2).invoke("Hi")
+        assert len(answer.response_metadata["logprobs"]["content"]) == tokens_of_answer()
+
+    def test_batch(self, settings: dict[str, Any]) -> None:
+        assert [a.content for a in ChatOpenAI(**settings).batch(["a", "b", "c"])] == [ANSWER] * 3
+
+    def test_async(self, settings: dict[str, Any]) -> None:
+        async def run() -> list[Any]:
+            chat = ChatOpenAI(**settings)
+
+            async def streamed() -> str:
+                return "".join([str(chunk.content) async for chunk in chat.astream("Hi")])
+
+            answer, *rest = await asyncio.gather(chat.ainvoke("Hi"), streamed(), streamed())
+            return [answer.content, *rest]
+
+        assert asyncio.run(run()) == [ANSWER] * 3
+
+
+class TestCompletions:
+    def test_invoke_and_batch(self, settings: dict[str, Any]) -> None:
+        model = OpenAI(**settings, max_tokens=60)
+        assert model.invoke("a") == ANSWER
+        result = model.generate(["a", "b"])
+        assert [each[0].text for each in result.generations] == [ANSWER] * 2
+        assert result.llm_output is not None
+        assert result.llm_output["token_usage"]["completion_tokens"] == 2 * tokens_of_answer()
+
+    def test_stream(self, settings: dict[str, Any]) -> None:
+        assert "".join(OpenAI(**settings, max_tokens=60).stream("a")) == ANSWER
+
+    def test_async(self, settings: dict[str, Any]) -> None:
+        assert asyncio.run(OpenAI(**settings, max_tokens=60).ainvoke("a")) == ANSWER
