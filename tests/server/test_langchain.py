@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import operator
 from importlib.util import find_spec
 from typing import Any
 
+import pydantic
 import pytest
 from support.fake_async_engine import ANSWER, RunningServer, small_tokenizer
 
 if find_spec("langchain_openai") is None:
     pytest.skip("langchain-openai is not installed", allow_module_level=True)
 
+from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_openai import ChatOpenAI, OpenAI
 
 
@@ -61,6 +65,41 @@ class TestChat:
             return [answer.content, *rest]
 
         assert asyncio.run(run()) == [ANSWER] * 3
+
+
+class City(pydantic.BaseModel):
+    """Where it is."""
+
+    city: str
+
+
+class TestForms:
+    def test_tools(self, settings: dict[str, Any], server: RunningServer) -> None:
+        server.engine.answer = (
+            '<tool_call>\n{"name": "City", "arguments": {"city": "Köln"}}\n</tool_call>'
+        )
+        chat = ChatOpenAI(**settings).bind_tools([City], tool_choice="any")
+        answer = chat.invoke("Hi")
+        (call,) = answer.tool_calls
+        assert (call["name"], call["args"]) == ("City", {"city": "Köln"})
+        streamed: Any = functools.reduce(operator.add, chat.stream("Hi"))
+        assert [(c["name"], c["args"]) for c in streamed.tool_calls] == [("City", call["args"])]
+        result = ToolMessage("rain", tool_call_id=call["id"])
+        chat.invoke([HumanMessage("Hi"), answer, result])
+        last = server.engine.calls[-1]
+        assert last.params.grammar is not None
+        assert "<tool_response>\nrain" in small_tokenizer().decode(last.ids)
+
+    @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+    def test_structured_output(
+        self, settings: dict[str, Any], server: RunningServer, method: Any
+    ) -> None:
+        arguments = '{"city": "Köln"}'
+        call = f'<tool_call>\n{{"name": "City", "arguments": {arguments}}}\n</tool_call>'
+        server.engine.answer = arguments if method == "json_schema" else call
+        chat = ChatOpenAI(**settings).with_structured_output(City, method=method)
+        assert chat.invoke("Hi") == City(city="Köln")
+        assert server.engine.calls[-1].params.grammar is not None
 
 
 class TestCompletions:

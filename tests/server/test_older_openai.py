@@ -47,3 +47,24 @@ def test_texts(server: RunningServer) -> None:
         "async": ANSWER,
         "at once": [ANSWER] * 8,
     }
+
+
+CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Köln"}}\n</tool_call>'
+
+
+def test_calls(server: RunningServer) -> None:
+    server.engine.info.max_model_len = 5000
+    server.engine.answer = CALL
+    called = ["get_weather", {"city": "Köln"}]
+    assert ask(server, "calls") == {
+        "call": called, "reason": "tool_calls", "streamed call": called,
+    }  # fmt: skip
+    last = server.engine.calls[-1]
+    assert last.params.grammar is not None
+    assert "<tool_response>\nrain" in small_tokenizer().decode(last.ids)
+
+
+def test_schemas(server: RunningServer) -> None:
+    server.engine.answer = '{"city": "Köln"}'
+    assert ask(server, "schemas") == {"parsed": "Köln", "schema": {"city": "Köln"}}
+    assert all(call.params.grammar is not None for call in server.engine.calls)
