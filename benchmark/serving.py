@@ -94,6 +94,17 @@ class Client:
                     times.append(time.perf_counter() - started)
         return times
 
+    async def plan_waits(self) -> dict[str, float]:
+        """Seconds that each stage has waited for a plan so far."""
+        async with self._session.get(f"{self._url}/metrics") as answer:
+            lines = (await answer.text()).splitlines()
+        waits = [line for line in lines if line.startswith("ppinfer_stage_bubble_seconds_total{")]
+        return {
+            line.partition("stage=")[2][1:2]: float(line.rpartition(" ")[2])
+            for line in waits
+            if 'cause="plan"' in line
+        }
+
     async def whole(self, prompt: list[int], new: int) -> int:
         body = {"prompt": prompt, "max_tokens": new, "ignore_eos": True, "temperature": 0}
         async with self._session.post(f"{self._url}/v1/completions", json=body) as answer:
@@ -138,11 +149,14 @@ async def backlog(client: Client, engine: PPInferEngine, prompts: Prompts, strea
     """96 requests that are all there at once, over HTTP and in the engine itself."""
     requests = prompts.mix(96)
     new = sum(count for _, count in requests)
+    before = await client.plan_waits()
     started, own = time.perf_counter(), time.process_time()
     ask = client.stream if stream else client.whole
     await asyncio.gather(*(ask(ids, count) for ids, count in requests))
     own = time.process_time() - own
     online = time.perf_counter() - started
+    after = await client.plan_waits()
+    waited = max(after[stage] - before[stage] for stage in before) / online
     set_aside = online - own / (os.cpu_count() or 1)
     params = [SamplingParams(max_tokens=count, ignore_eos=True) for _, count in requests]
     started = time.perf_counter()
@@ -150,7 +164,7 @@ async def backlog(client: Client, engine: PPInferEngine, prompts: Prompts, strea
     offline = time.perf_counter() - started
     return (
         f"| {'streamed' if stream else 'whole'} | {new / offline:.0f} | {new / online:.0f} | "
-        f"{new / set_aside:.0f} | **{offline / set_aside:.2f}** |"
+        f"{new / set_aside:.0f} | **{offline / set_aside:.2f}** | {waited:.1%} |"
     )
 
 
@@ -214,8 +228,11 @@ async def measure(dtype: str, repeats: int) -> None:
             engine = await asyncio.to_thread(PPInferEngine, "demo", **settings)
             with engine:
                 print("\n## A backlog of 96 requests (16-700 tokens, 8-128 new): tokens/s\n")
-                print("| answers | engine alone | over HTTP | clients' time set aside | ratio |")
-                print("| --- | --: | --: | --: | --: |")
+                print(
+                    "| answers | engine alone | over HTTP | clients' time set aside | ratio | "
+                    "a stage waits for a plan |"
+                )
+                print("| --- | --: | --: | --: | --: | --: |")
                 for index in range(2 * repeats):
                     print(await backlog(client, engine, prompts, index % 2 == 1), flush=True)
 
