@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -23,6 +25,12 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A tiny random model, served in a thread of this process."""
     from transformers.cli.serve import Serve
 
+    class Served(Serve):
+        def start_server(self) -> None:
+            """As the original does, and the loop is closed at the end."""
+            self._thread = threading.Thread(target=lambda: asyncio.run(self.server.serve()))
+            self._thread.start()
+
     folder = tmp_path_factory.mktemp("served")
     tokenizer = small_tokenizer()
     tokenizer.backend.save(str(folder / "tokenizer.json"))
@@ -38,7 +46,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     save_model(make_model("llama", vocab_size=tokenizer.vocab_size), folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        serve = Serve(
+        serve = Served(
             str(folder), device="cpu", host="127.0.0.1", port=0, log_level="error",
             non_blocking=True,
         )  # fmt: skip
@@ -73,6 +81,6 @@ def test_load(url: str, endpoint: str) -> None:
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     (level,) = json.loads(result.stdout)["results"]["levels"]
-    assert (level["done"], level["failed"]) == (4, 0)
+    assert level["done"] == level["requests"] == 4
     assert 0 < level["output_tokens"] <= 24
     assert level["input_tokens"] >= 4 * 20

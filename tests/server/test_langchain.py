@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import operator
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
+import openai
 import pydantic
 import pytest
 from support.fake_async_engine import ANSWER, RunningServer, small_tokenizer
@@ -20,10 +22,15 @@ from langchain_openai import ChatOpenAI, OpenAI
 
 
 @pytest.fixture
-def settings(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def settings(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """The connections are ours: LangChain keeps its own to the end of the process."""
     monkeypatch.setenv("LANGSMITH_TRACING", "false")
     server.engine.info.max_model_len = 5000
-    return {"base_url": server.url, "api_key": "none", "model": "small", "max_retries": 0}
+    with openai.DefaultHttpxClient() as http:
+        yield {
+            "base_url": server.url, "api_key": "none", "model": "small", "max_retries": 0,
+            "http_client": http,
+        }  # fmt: skip
 
 
 def tokens_of_answer() -> int:
@@ -56,13 +63,14 @@ class TestChat:
 
     def test_async(self, settings: dict[str, Any]) -> None:
         async def run() -> list[Any]:
-            chat = ChatOpenAI(**settings)
+            async with openai.DefaultAsyncHttpxClient() as http:
+                chat = ChatOpenAI(**settings, http_async_client=http)
 
-            async def streamed() -> str:
-                return "".join([str(chunk.content) async for chunk in chat.astream("Hi")])
+                async def streamed() -> str:
+                    return "".join([str(chunk.content) async for chunk in chat.astream("Hi")])
 
-            answer, *rest = await asyncio.gather(chat.ainvoke("Hi"), streamed(), streamed())
-            return [answer.content, *rest]
+                answer, *rest = await asyncio.gather(chat.ainvoke("Hi"), streamed(), streamed())
+                return [answer.content, *rest]
 
         assert asyncio.run(run()) == [ANSWER] * 3
 
@@ -115,4 +123,8 @@ class TestCompletions:
         assert "".join(OpenAI(**settings, max_tokens=60).stream("a")) == ANSWER
 
     def test_async(self, settings: dict[str, Any]) -> None:
-        assert asyncio.run(OpenAI(**settings, max_tokens=60).ainvoke("a")) == ANSWER
+        async def run() -> str:
+            async with openai.DefaultAsyncHttpxClient() as http:
+                return await OpenAI(**settings, http_async_client=http, max_tokens=60).ainvoke("a")
+
+        assert asyncio.run(run()) == ANSWER
