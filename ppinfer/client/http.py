@@ -100,7 +100,9 @@ class Client:
             )
             raise AnswerError("timeout", why) from error
         except aiohttp.ClientConnectorError as error:
-            raise AnswerError("no connection", str(error)) from error
+            raise AnswerError("no connection", _reason(error)) from error
+        except aiohttp.ClientPayloadError as error:  # its own words are of transfer encodings
+            raise AnswerError("disconnected", "the connection was closed too soon") from error
         except (aiohttp.ClientError, OSError) as error:
             raise AnswerError("disconnected", str(error) or type(error).__name__) from error
 
@@ -141,14 +143,17 @@ class Client:
         except TimeoutError as error:
             raise ServerError(f"{self._url} did not answer in {_SHORT_TIMEOUT:g} s.") from error
         except aiohttp.ClientConnectorError as error:
-            reason = error.os_error.strerror or str(error.os_error)
-            if isinstance(error.os_error, ssl.SSLError):
-                reason = "no TLS there that can be trusted"
             raise ServerError(
-                f"Nobody answers at {self._url} ({reason}): is the server running?"
+                f"Nobody answers at {self._url} ({_reason(error)}): is the server running?"
             ) from error
         except (aiohttp.ClientError, OSError) as error:
             raise ServerError(f"{self._url} does not speak HTTP as expected: {error}.") from error
+
+
+def _reason(error: aiohttp.ClientConnectorError) -> str:
+    if isinstance(error.os_error, ssl.SSLError):
+        return "no TLS there that can be trusted"
+    return error.os_error.strerror or str(error.os_error)
 
 
 async def _whole(response: aiohttp.ClientResponse) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -134,6 +135,21 @@ class TestErrors:
             result = run("chat", "--url", fake.url, *FEW, stdin="a\n")
         assert (result.exit_code, result.stdout) == (1, " 0 1\n")
         assert "broke off: the stream ended in the middle of an answer." in said(result.stderr)
+
+    def test_a_server_that_goes(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """In the middle of an answer, and before one: the conversation goes on without it."""
+        with ExitStack() as stack:
+            with serving(FakeOpenAI(vanish=2)) as fake:
+                answers = stack.enter_context(
+                    server_answers(fake.url, None, None, {"max_tokens": 3})
+                )
+                conversation = _Conversation(answers, None, interactive=True)
+                conversation._take_turn("a")
+            conversation._take_turn("b")
+        assert conversation._messages == []
+        middle, before = capsys.readouterr().err.splitlines()
+        assert middle.endswith("broke off: the connection was closed too soon.")
+        assert "cannot be reached: Connect" in before
 
     def test_nobody_there(self) -> None:
         with serving(FakeOpenAI()) as fake:

@@ -22,6 +22,7 @@ class FakeOpenAI:
         unknown: fields that it refuses.
         one_at_a_time: requests wait for each other.
         cut: streams end after this many pieces, without a word.
+        vanish: likewise, and without the end that HTTP has for them.
         piece: bytes that are sent at a time, and no more.
         line_end: what ends lines of a stream; with another than LF there are comments, too.
         models: the names that it says it serves.
@@ -37,6 +38,7 @@ class FakeOpenAI:
     unknown: tuple[str, ...] = ()
     one_at_a_time: bool = False
     cut: int | None = None
+    vanish: int | None = None
     piece: int | None = None
     line_end: bytes = b"\n"
     models: tuple[str, ...] = ("numbers",)
@@ -139,6 +141,9 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(fake.delay)
             if number == fake.cut:
                 self.wfile.write(b"0\r\n\r\n")
+                return
+            if number == fake.vanish:
+                self.close_connection = True
                 return
             text = f" {number}"
             choice = {"delta": {"content": text}} if is_chat else {"text": text}
