@@ -34,6 +34,14 @@ def server(one_server: RunningServer) -> Iterator[RunningServer]:
     one_server.idle()
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C is heard, even where whoever started the tests has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(autouse=True)
 def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
@@ -182,6 +190,7 @@ class TestInteractive:
         with server_answers(url, None, key, {"max_tokens": 3}) as answers:
             _Conversation(answers, None, interactive=True).run()
 
+    @pytest.mark.usefixtures("ctrl_c")
     def test_ctrl_c_stops_the_answer_and_keeps_what_came(
         self, server: RunningServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
