@@ -16,7 +16,7 @@ from ppinfer.batch import remote
 from ppinfer.batch.lines import Asked, Response, parse
 from ppinfer.batch.local import LocalAnswerer
 from ppinfer.batch.remote import RemoteAnswerer
-from ppinfer.errors import PPInferError, ServerError, StageError
+from ppinfer.errors import ConfigError, PPInferError, ServerError, StageError
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
 
@@ -114,3 +114,11 @@ def test_a_key() -> None:
                 return await answerer.answer(REQUESTS[0])
 
         assert asyncio.run(with_key(server)).status_code == 200
+
+
+def test_a_key_that_no_header_can_hold() -> None:
+    async def make() -> None:
+        RemoteAnswerer("http://127.0.0.1:9", "a\nb", 1.0)
+
+    with pytest.raises(ConfigError, match="no HTTP header can hold"):
+        asyncio.run(make())
