@@ -38,7 +38,7 @@ def chat(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]", help="A folder, a .gguf file, a hub id, or demo.", show_default=False
+            metavar="MODEL", help="A folder, a .gguf file, a hub id, or demo.", show_default=False
         ),
     ] = None,
     *,
