@@ -308,7 +308,8 @@ def folder(tmp_path: Path) -> Path:
         tmp_path,
         vocab_size=tokenizer.get_vocab_size(),
         num_hidden_layers=4,
-        max_position_embeddings=8192,
+        max_position_embeddings=32_768,
+        eos_token_id=None,  # so that an answer goes on until something ends it
     )
 
 
