@@ -215,6 +215,16 @@ def test_a_chat_by_keyboard(page: Page, server: RunningServer) -> None:
     page.press("Escape")
     page.wait("document.querySelector('.message:last-child .facts')?.textContent === 'Stopped.'")
     wait_until(lambda: server.engine.aborted == 1)
+    server.engine.pause = 0.0
+    page.type("As fast as you can")
+    page.press("Enter")
+    page.wait("document.querySelector('.message:last-child').textContent.length > 30_000")
+    frames = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+    began = time.monotonic()
+    page.run(frames)
+    assert time.monotonic() - began < 1, "the page is not held up by what it is told"
+    page.press("Escape")
+    page.wait("document.querySelector('.message:last-child .facts')?.textContent === 'Stopped.'")
     reached = set()
     page.run("document.activeElement.blur()")
     for _ in range(12):

@@ -1,5 +1,48 @@
 // A conversation with the model, as any client of the API has it.
 
+const LONG_BLOCK = 2000; // characters
+
+// An answer that grows, in blocks of a paragraph or so: only the last is laid out anew. The text is
+// shown once a frame, since it may come faster than it can be.
+class Growing {
+  constructor(parent, follow) {
+    this.parent = parent;
+    this.follow = follow;
+    this.typing = make("span", "typing");
+    this.unseen = "";
+    this.begin();
+  }
+
+  begin() {
+    const block = make("div");
+    this.last = document.createTextNode("");
+    block.append(this.last, this.typing);
+    this.parent.append(block);
+  }
+
+  add(text) {
+    if (!this.unseen) requestAnimationFrame(() => this.show());
+    this.unseen += text;
+  }
+
+  show() {
+    const parts = this.unseen.match(/[^\n]*\n|[^\n]+/g) || [];
+    this.unseen = "";
+    if (parts.length) this.follow(() => parts.forEach((part) => this.append(part)));
+  }
+
+  append(part) {
+    const isLong = this.last.length > LONG_BLOCK && /^\s/.test(part);
+    if (isLong || this.last.data.endsWith("\n")) this.begin();
+    this.last.appendData(part);
+  }
+
+  end() {
+    this.show();
+    this.typing.remove();
+  }
+}
+
 class Chat {
   constructor() {
     this.messages = [];
@@ -55,8 +98,7 @@ class Chat {
   }
 
   async stream(answer) {
-    const text = make("span"), typing = make("span", "typing");
-    answer.append(text, typing);
+    const text = new Growing(answer, (change) => this.follow(change));
     this.controller = new AbortController();
     const began = performance.now();
     let content = "", first = null, usage = null, problem = "";
@@ -73,12 +115,12 @@ class Chat {
         if (!delta) continue;
         first ??= performance.now();
         content += delta;
-        this.follow(() => text.append(delta));
+        text.add(delta);
       }
     } catch (error) {
       problem = error.name === "AbortError" ? "Stopped." : error instanceof Refused ? error.message : "The server is gone.";
     }
-    typing.remove();
+    text.end();
     this.follow(() => {
       if (problem) answer.append(make("span", problem === "Stopped." ? "facts" : "problem", problem));
       else if (usage && first !== null) answer.append(make("span", "facts figure", this.facts(usage, began, first)));
