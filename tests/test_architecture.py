@@ -15,7 +15,7 @@ ROOT = Path(ppinfer.__file__).parent
 LAYERS = {
     "version": 0, "errors": 0, "config": 0, "request": 0, "sampling": 0, "grammar": 0,
     "messages": 0,
-    "schedule": 1, "trace": 1,
+    "schedule": 1, "trace": 1, "planner": 1,
     "models": 2, "weights": 2, "kernels": 2,
     "comm": 3,
     "stage": 4,
@@ -24,7 +24,7 @@ LAYERS = {
     "batch": 6, "bench": 6, "timeline": 6, "server": 6, "cli": 6,
 }  # fmt: skip
 TORCH_FREE = (
-    "schedule", "trace", "version", "errors", "config", "request", "sampling", "grammar",
+    "schedule", "planner", "trace", "version", "errors", "config", "request", "sampling", "grammar",
     "messages",
 )  # fmt: skip
 STRANGERS = {"models": {"comm"}, "weights": {"comm"}, "kernels": {"comm"}, "comm": {

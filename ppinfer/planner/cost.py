@@ -1,0 +1,164 @@
+"""How long a stage's step takes and how much memory it holds, by bytes and operations.
+
+The roofline model (Williams, Waterman, Patterson 2009): a product takes as long as its weights take
+to be read or its operations to be done, whichever is longer, each at a part of what the device can
+do. Added to it is what launching a layer and beginning a step take. Five parameters a system.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+from ppinfer.errors import ConfigError
+from ppinfer.messages import StepCosts
+from ppinfer.planner.hardware import Device
+from ppinfer.planner.shape import ITEM_BYTES, ModelShape
+from ppinfer.planner.work import StepWork
+from ppinfer.schedule.partition import StageRange
+
+
+@dataclass(frozen=True, slots=True)
+class StepSeconds:
+    """The parts of a step on one stage, as its clock names them."""
+
+    prepare: float
+    compute: float
+    sample: float
+    send: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.prepare + self.compute + self.sample + self.send
+
+
+class StageCost(Protocol):
+    """How long one stage takes for a step."""
+
+    def step(self, work: StepWork, threads: int) -> StepSeconds:
+        """``threads`` are those of the plan, 0 where the stage decides itself."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Efficiency:
+    """What software makes of a device.
+
+    Attributes:
+        bandwidth: part of the memory's bandwidth at which weights are read.
+        kv_bandwidth: the same for keys and values.
+        peak: part of the peak rate that products reach.
+        layer_seconds: what a layer takes beside that: launches, norms, rotary positions.
+        step_seconds: what a step takes beside its layers: plans, indices, drawing.
+
+    Raises:
+        ConfigError: a part above 1, or a negative time.
+    """
+
+    bandwidth: float = 0.85
+    kv_bandwidth: float = 0.7
+    peak: float = 0.6
+    layer_seconds: float = 60e-6
+    step_seconds: float = 400e-6
+
+    def __post_init__(self) -> None:
+        for name in ("bandwidth", "kv_bandwidth", "peak"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ConfigError(
+                    f"{name} must be a part of what a device can do, above 0 and at most 1, not "
+                    f"{getattr(self, name)}."
+                )
+        for name in ("layer_seconds", "step_seconds"):
+            if not 0 <= getattr(self, name) < 10:
+                raise ConfigError(f"{name} must be seconds from 0 on, not {getattr(self, name)}.")
+
+
+@dataclass(frozen=True)
+class RooflineCost:
+    """A stage of some layers on a device.
+
+    Raises:
+        ConfigError: the device does not compute in this dtype.
+    """
+
+    device: Device
+    model: ModelShape
+    layers: StageRange
+    dtype: str
+    efficiency: Efficiency = Efficiency()
+
+    def __post_init__(self) -> None:
+        self.device.require(self.dtype)
+
+    def step(self, work: StepWork, threads: int = 0) -> StepSeconds:
+        first, last = self.layers
+        compute = (last - first) * self.layer_seconds(work)
+        if first == 0:
+            compute += self._read(work.tokens * self.model.hidden_size)
+        sample = self.head_seconds(work.samples) if last == self.model.num_layers else 0.0
+        return StepSeconds(self.efficiency.step_seconds, compute, sample)
+
+    def layer_seconds(self, work: StepWork) -> float:
+        return (
+            self.efficiency.layer_seconds
+            + self._product(self.model.layer_parameters, work.tokens)
+            + self._attention(work)
+        )
+
+    def head_seconds(self, rows: int) -> float:
+        """Norm, head and drawing for so many rows, whose logits are written and read once."""
+        if not rows:
+            return 0.0
+        logits = 2 * rows * self.model.vocab_size
+        return self._product(self.model.head_parameters, rows) + self._read(logits)
+
+    def _attention(self, work: StepWork) -> float:
+        kv_bytes = self.model.kv_bytes(1, self.dtype)
+        read = (work.decode_context + work.prompt_context) * kv_bytes / self._kv_bandwidth
+        operations = 4 * self.model.q_size * (work.prompt_pairs + work.decode_context)
+        return max(read, operations / self._peak)
+
+    def _product(self, parameters: int, rows: int) -> float:
+        return max(self._read(parameters), 2 * parameters * rows / self._peak)
+
+    def _read(self, numbers: int) -> float:
+        bandwidth = self.device.bandwidth * self.efficiency.bandwidth
+        return numbers * ITEM_BYTES[self.dtype] / bandwidth
+
+    @cached_property
+    def _peak(self) -> float:
+        return self.device.peak[self.dtype] * self.efficiency.peak
+
+    @cached_property
+    def _kv_bandwidth(self) -> float:
+        return self.device.bandwidth * self.efficiency.kv_bandwidth
+
+    def table(self, max_rows: int, context: int) -> StepCosts:
+        """The same as a stage would measure it: what cuts the model and tunes the pipeline.
+
+        Args:
+            max_rows: most sequences of a decode step.
+            context: tokens that each of them has.
+        """
+        rows = [2**i for i in range((max_rows - 1).bit_length() + 1)]
+        chunks = (128, 256, 512, 1024, 2048)
+        far = 4 * context + 4096
+        slope = self._attention(StepWork.decode(max_rows, far)) - self._attention(
+            StepWork.decode(max_rows, context)
+        )
+        chunk = 512
+        pairs = self._attention(StepWork.prefill(1, chunk, far)) - self._attention(
+            StepWork.prefill(1, chunk, 0)
+        )
+        return StepCosts(
+            threads=1,
+            decode=tuple((n, self.layer_seconds(StepWork.decode(n, context))) for n in rows),
+            prefill=tuple((n, self.layer_seconds(StepWork.prefill(1, n))) for n in chunks),
+            head=tuple((n, self.head_seconds(n)) for n in rows),
+            embed=tuple((n, self._read(n * self.model.hidden_size)) for n in (1, *chunks)),
+            prepare=((1, self.efficiency.step_seconds), (2**20, self.efficiency.step_seconds)),
+            context=context,
+            decode_context=slope / (max_rows * (far - context)),
+            prefill_context=pairs / (chunk * far),
+        )

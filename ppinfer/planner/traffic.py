@@ -1,0 +1,79 @@
+"""What a pipeline is asked to do: requests, how long they are, and when they come."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ppinfer.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A request as the future knows it.
+
+    Attributes:
+        at: seconds from the beginning.
+        prompt: tokens.
+        new: tokens of its output.
+        limit: tokens that its output might have as far as the schedule knows; at least ``new``.
+        streamed: whether somebody reads along.
+    """
+
+    at: float
+    prompt: int
+    new: int
+    limit: int
+    streamed: bool = False
+
+
+def static_batch(count: int, prompt: int, new: int) -> list[Arrival]:
+    """So many equal requests, all there at the beginning; each goes to its limit."""
+    _check(count, prompt, new)
+    return [Arrival(0.0, prompt, new, new)] * count
+
+
+def poisson(
+    count: int,
+    rate: float,
+    prompts: tuple[int, int],
+    outputs: tuple[int, int],
+    *,
+    limit: int | None = None,
+    streamed: bool = True,
+    seed: int = 0,
+) -> list[Arrival]:
+    """Requests that come at random, ``rate`` a second on average.
+
+    Lengths are drawn evenly between two bounds, both included.
+
+    Raises:
+        ConfigError: a bound is below 1, out of order, or above ``limit``; no requests, or no rate.
+    """
+    for low, high in (prompts, outputs):
+        _check(count, low, low)
+        if high < low:
+            raise ConfigError(f"lengths must be given from low to high, not {low}-{high}.")
+    if not rate > 0:
+        raise ConfigError(f"a rate must be requests a second above 0, not {rate}.")
+    if limit is not None and limit < outputs[1]:
+        raise ConfigError(f"outputs of up to {outputs[1]} tokens exceed the limit of {limit}.")
+    draw = random.Random(seed)
+    at = 0.0
+    found = []
+    for _ in range(count):
+        at += draw.expovariate(rate)
+        prompt, new = draw.randint(*prompts), draw.randint(*outputs)
+        found.append(Arrival(at, prompt, new, limit or new, streamed))
+    return found
+
+
+def _check(count: int, prompt: int, new: int) -> None:
+    for name, value in (("requests", count), ("prompt", prompt), ("new", new)):
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, not {value}.")
+
+
+def total_tokens(arrivals: Sequence[Arrival]) -> int:
+    return sum(arrival.new for arrival in arrivals)
