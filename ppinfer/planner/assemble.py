@@ -1,4 +1,4 @@
-"""From devices, links and settings to a pipeline in numbers: cut and tuned as the engine does it."""
+"""From devices, links and settings to a pipeline in numbers, cut and tuned as the engine does."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def assemble(
     config: EngineConfig,
     *,
     context: int,
-    efficiency: Efficiency = Efficiency(),
+    efficiency: Efficiency,
 ) -> Assembled:
     """The pipeline of a stage a device.
 

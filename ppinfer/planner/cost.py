@@ -74,6 +74,10 @@ class Efficiency:
                 raise ConfigError(f"{name} must be seconds from 0 on, not {getattr(self, name)}.")
 
 
+USUAL = Efficiency()
+"""Of eager kernels on GPUs; a guess until somebody measures."""
+
+
 @dataclass(frozen=True)
 class RooflineCost:
     """A stage of some layers on a device.
@@ -86,7 +90,7 @@ class RooflineCost:
     model: ModelShape
     layers: StageRange
     dtype: str
-    efficiency: Efficiency = Efficiency()
+    efficiency: Efficiency = USUAL
 
     def __post_init__(self) -> None:
         self.device.require(self.dtype)
