@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -72,9 +71,3 @@ def plan(
         from ppinfer.cli.plan_tables import show_plan
 
         show_plan(found, Console(highlight=False))
-
-
-PlanFile = Annotated[
-    Path | None,
-    typer.Option("--plan", metavar="FILE", help="Settings out of a file of ppinfer plan --json."),
-]

@@ -8,7 +8,7 @@ from ppinfer.bench.tables import Table, number, percent, show
 from ppinfer.cli.inspect import human_bytes
 from ppinfer.planner.advice import answer, binding
 from ppinfer.planner.assemble import Assembled
-from ppinfer.planner.outcome import Outcome
+from ppinfer.planner.outcome import Outcome, StageUse
 from ppinfer.planner.plan import Choice, Plan
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def show_plan(plan: Plan, console: Console) -> None:
         tables.append(choice_table(plan))
     show(tables, console)
     for unfit in plan.unfit:
-        console.print(f"{unfit.words}: {unfit.reason}")
+        console.print(f"{unfit.words}: no. {unfit.reason}")
 
 
 def pipeline_lines(choice: Choice) -> list[str]:
@@ -61,16 +61,14 @@ def expectation(outcome: Outcome) -> str:
 def stage_table(assembled: Assembled, outcome: Outcome) -> Table:
     table = Table(
         "Stages",
-        ["stage", "device", "layers", "weights", "KV cache", "in use", "beside", "free", "busy",
-         "waits: input", "plan", "ends"],
-        labels=2,
-    )  # fmt: skip
+        ["stage", "device", "layers", "weights", "KV cache", "free", "busy", "waits"],
+        labels=3,
+    )
     pipeline = assembled.pipeline
     for index, (device, (first, last), memory, use) in enumerate(
         zip(assembled.devices, assembled.ranges, assembled.memory, outcome.stages, strict=True)
     ):
         kv = pipeline.num_blocks * memory.kv_block
-        waits = {cause: seconds / use.seconds for cause, seconds in use.waits.items()}
         table.rows.append(
             [
                 str(index),
@@ -78,34 +76,39 @@ def stage_table(assembled: Assembled, outcome: Outcome) -> Table:
                 f"{first}-{last - 1}",
                 human_bytes(memory.weights),
                 human_bytes(kv),
-                percent(outcome.kv_peak),
-                human_bytes(memory.without_kv - memory.weights),
                 human_bytes(device.usable - memory.without_kv - kv),
                 f"{use.busy_share:.1%}",
-                f"{waits['wait_input']:.1%}",
-                f"{waits['wait_plan'] + waits['no request']:.1%}",
-                f"{waits['ramp up'] + waits['drain']:.1%}",
+                _waits(use),
             ]
         )
+    table.notes.append(f"Of the KV cache {outcome.kv_peak:.0%} is in use at most.")
     return table
+
+
+def _waits(use: StageUse) -> str:
+    """The causes that make at least half a percent, largest first."""
+    shares = {
+        "input": use.waits["wait_input"],
+        "plan": use.waits["wait_plan"],
+        "idle": use.waits["no request"],
+        "ends": use.waits["ramp up"] + use.waits["drain"],
+    }
+    shown = sorted((cause for cause in shares if shares[cause] >= 0.005 * use.seconds),
+                   key=lambda cause: -shares[cause])  # fmt: skip
+    return ", ".join(f"{cause} {shares[cause] / use.seconds:.1%}" for cause in shown)
 
 
 def choice_table(plan: Plan) -> Table:
     table = Table(
         "Alternatives",
-        ["what", "layers", "at once", "micro-batches", "KV tokens", "tokens/s", "a device",
-         "first token s", "ms a token"],
-    )  # fmt: skip
+        ["what", "at once", "KV tokens", "tokens/s", "a device", "first s", "ms a token"],
+    )
     for choice in sorted((plan.pipeline, *plan.others), key=lambda c: -c.throughput):
-        outcome, tuning = choice.outcome, choice.assembled.pipeline.tuning
-        ranges = choice.assembled.ranges
-        counts = [str(last - first) for first, last in ranges]
+        outcome = choice.outcome
         table.rows.append(
             [
                 choice.words,
-                "+".join(counts) if len(counts) <= 8 else f"{counts[0]}+…+{counts[-1]}",
                 str(choice.copies * choice.config.max_sequences),
-                str(tuning.micro_batches[-1]),
                 f"{choice.copies * choice.kv_tokens:,}",
                 number(choice.throughput),
                 number(choice.throughput / choice.num_devices),

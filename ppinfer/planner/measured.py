@@ -5,26 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ppinfer.messages import StepCosts
+from ppinfer.planner.correction import NONE, Correction, at
 from ppinfer.planner.cost import StepSeconds
 from ppinfer.planner.work import StepWork
 from ppinfer.schedule.pace import Curve
 from ppinfer.schedule.partition import StageRange
 from ppinfer.schedule.step_model import StepModel
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepOverhead:
-    """What a step takes beside the parts that tables have, in seconds.
-
-    Attributes:
-        prepare: on every stage: the plan is read, receives are posted.
-        sequence: for each sequence of a step, on every stage.
-        send: handing on what was made.
-    """
-
-    prepare: float = 0.0
-    sequence: float = 0.0
-    send: float = 0.0
 
 
 class _Table:
@@ -49,7 +35,7 @@ class MeasuredCost:
     num_layers: int
     together: StepCosts
     alone: StepCosts | None = None
-    overhead: StepOverhead = StepOverhead()
+    correction: Correction = NONE
     _tables: tuple[_Table, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -58,8 +44,8 @@ class MeasuredCost:
 
     def step(self, work: StepWork, threads: int) -> StepSeconds:
         first, last = self.layers
-        table = self._table(threads)
-        model, overhead = table.layer, self.overhead
+        table, correction = self._table(threads), self.correction
+        model = table.layer
         layer = (
             model.rows.at(work.tokens)
             + model.decode_context * work.decode_context
@@ -68,14 +54,16 @@ class MeasuredCost:
         compute = (last - first) * layer
         if first == 0:
             compute += table.embed.at(work.tokens)
-        is_last = last == self.num_layers
+        is_decode = work.tokens == work.sequences
+        sample = 0.0
+        if last == self.num_layers and work.samples:
+            sample = model.head.at(work.samples) * at(correction.sample, work.samples)
         return StepSeconds(
-            prepare=table.prepare.at(work.sequences)
-            + overhead.prepare
-            + overhead.sequence * work.sequences,
-            compute=compute,
-            sample=model.head.at(work.samples) if is_last and work.samples else 0.0,
-            send=overhead.send,
+            prepare=table.prepare.at(work.sequences) + correction.prepare,
+            compute=compute
+            * (at(correction.decode, work.sequences) if is_decode else correction.prefill),
+            sample=sample,
+            send=correction.send,
         )
 
     def _table(self, threads: int) -> _Table:

@@ -18,9 +18,10 @@ from ppinfer.planner.assemble import Assembled, assemble
 from ppinfer.planner.cost import USUAL, Efficiency
 from ppinfer.planner.hardware import Device, Link
 from ppinfer.planner.outcome import Outcome
-from ppinfer.planner.shape import ModelShape
+from ppinfer.planner.shape import ITEM_BYTES, ModelShape
 from ppinfer.planner.simulate import simulate
 from ppinfer.planner.traffic import Arrival
+from ppinfer.schedule.partition import StageRange
 from ppinfer.schedule.tuning import PREFILL_CHUNKS
 
 MOST_SEQUENCES = 512
@@ -33,6 +34,9 @@ Progress: TypeAlias = Callable[[str, float, float], None]
 def no_progress(event: str, done: float, total: float) -> None:
     pass
 
+
+_MOST_MOVED = 8
+"""Stages up to which layers are moved one by one."""
 
 _GAIN = 1.01
 """What a candidate must be better by than one that was tried before it."""
@@ -144,20 +148,40 @@ def make_plan(
     """
     ways = list(_alternatives(question, devices, links))
     progress("simulate", 0, 1 + len(ways))
-    pipeline = best_pipeline(question, devices, links)
+    try:
+        pipeline = best_pipeline(question, devices, links)
+    except CapacityError as error:
+        raise CapacityError(_too_little(question, devices)) from error
     others: list[Choice] = []
     unfit: list[Unfit] = []
     for done, (words, copies, some, between, settings) in enumerate(ways, 1):
         progress("simulate", done, 1 + len(ways))
         try:
             found = best_pipeline(question, some, between, words, copies, settings)
-        except (CapacityError, ConfigError) as error:
+        except CapacityError:
+            unfit.append(Unfit(words, _too_little(question, some)))
+            continue
+        except ConfigError as error:
             unfit.append(Unfit(words, str(error)))
             continue
         if found.assembled.ranges != pipeline.assembled.ranges or some != list(devices):
             others.append(found)
     others.sort(key=lambda choice: -choice.throughput)
     return Plan(question, pipeline, tuple(others), tuple(unfit))
+
+
+def _too_little(question: Question, devices: Sequence[Device]) -> str:
+    model, dtype = question.model, question.dtype
+    weights = model.total_parameters * ITEM_BYTES[dtype]
+    usable = sum(device.usable for device in devices)
+    counted = [
+        f"{list(devices).count(device)} x {device.name}" for device in dict.fromkeys(devices)
+    ]
+    return (
+        f"{model.name} in {dtype} does not fit: its weights are {weights / 1e9:.3g} GB, and "
+        f"{' and '.join(counted)} have {usable / 1e9:.3g} GB for them, a KV cache and what a step "
+        "needs; use more devices, larger ones, or a smaller dtype."
+    )
 
 
 def best_pipeline(
@@ -181,8 +205,7 @@ def best_pipeline(
         fitting = _sequences_that_fit(question, devices, links, config)
         config = replace(config, max_num_seqs=max(1, min(config.max_sequences, fitting)))
 
-    def attempt(**changes: int) -> Choice:
-        tried = replace(config, **changes)  # type: ignore[arg-type]
+    def attempt(tried: EngineConfig) -> Choice:
         assembled = _assemble(question, devices, links, tried)
         return Choice(
             words=words or _counted(len(devices), "stage"),
@@ -192,22 +215,51 @@ def best_pipeline(
             outcome=simulate(assembled.pipeline, arrivals),
         )
 
-    best = attempt()
+    best = attempt(config)
     if config.num_micro_batches is None:
-        best = _better(best, (attempt(num_micro_batches=m) for m in _numbers(config)))
+        numbers = _numbers(config)
+        best = _better(best, (attempt(replace(config, num_micro_batches=m)) for m in numbers))
     if config.max_prefill_tokens is None:
-        fixed: dict[str, int] = {}
-        if best.config.num_micro_batches is not None:
-            fixed["num_micro_batches"] = best.config.num_micro_batches
-        best = _better(best, (attempt(max_prefill_tokens=c, **fixed) for c in PREFILL_CHUNKS))
+        so_far = best.config
+        chunks = PREFILL_CHUNKS
+        best = _better(best, (attempt(replace(so_far, max_prefill_tokens=c)) for c in chunks))
+    if config.partition == "auto" and len(devices) > 1:
+        so_far, cuts = best.config, _cuts(best.assembled.ranges)
+        best = _better(best, (attempt(replace(so_far, partition=cut)) for cut in cuts))
     return best
 
 
 def _better(best: Choice, candidates: Iterator[Choice]) -> Choice:
-    for candidate in candidates:
+    while (candidate := _next_that_fits(candidates)) is not None:
         if candidate.throughput > best.throughput * _GAIN:
             best = candidate
     return best
+
+
+def _next_that_fits(candidates: Iterator[Choice]) -> Choice | None:
+    try:
+        return next(candidates, None)
+    except CapacityError:
+        return None
+
+
+def _cuts(ranges: Sequence[StageRange]) -> list[tuple[int, ...]]:
+    """Others to try: an even one, and those where one neighbour gives the other a layer.
+
+    The tuner cuts for decoding alone; how much of a load are prompts, only a simulation knows.
+    """
+    counts = [last - first for first, last in ranges]
+    even, more = divmod(sum(counts), len(counts))
+    found = [tuple(even + (index < more) for index in range(len(counts)))]
+    if len(counts) <= _MOST_MOVED:
+        for one in range(len(counts) - 1):
+            for step in (1, -1):
+                moved = list(counts)
+                moved[one] += step
+                moved[one + 1] -= step
+                if min(moved) > 0:
+                    found.append(tuple(moved))
+    return [cut for cut in dict.fromkeys(found) if cut != tuple(counts)]
 
 
 def _numbers(config: EngineConfig) -> list[int]:
