@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ppinfer.bench.tables import Table, number, percent, show
+from ppinfer.bench.tables import Table, number, show
 from ppinfer.cli.inspect import human_bytes
 from ppinfer.planner.advice import answer, binding
 from ppinfer.planner.assemble import Assembled
@@ -98,10 +98,14 @@ def _waits(use: StageUse) -> str:
     return ", ".join(f"{cause} {shares[cause] / use.seconds:.1%}" for cause in shown)
 
 
+def thousands(count: int) -> str:
+    return f"{count / 1000:,.0f}k" if count >= 10_000 else f"{count:,}"
+
+
 def choice_table(plan: Plan) -> Table:
     table = Table(
         "Alternatives",
-        ["what", "at once", "KV tokens", "tokens/s", "a device", "first s", "ms a token"],
+        ["what", "at once", "KV tokens", "tokens/s", "a device", "first s", "ms/token"],
     )
     for choice in sorted((plan.pipeline, *plan.others), key=lambda c: -c.throughput):
         outcome = choice.outcome
@@ -109,7 +113,7 @@ def choice_table(plan: Plan) -> Table:
             [
                 choice.words,
                 str(choice.copies * choice.config.max_sequences),
-                f"{choice.copies * choice.kv_tokens:,}",
+                thousands(choice.copies * choice.kv_tokens),
                 number(choice.throughput),
                 number(choice.throughput / choice.num_devices),
                 number(outcome.first_token.p50),

@@ -31,12 +31,17 @@ def answer(plan: Plan) -> str:
     if plan.best.num_devices < pipeline.num_devices:
         return f"No: {what} is faster than a pipeline of all of them ({_rate(pipeline)})."
     if gain > _LEVEL:
-        return (
+        words = (
             f"Yes: the model fits on one device, but a pipeline of {len(devices)} makes "
-            f"{_rate(pipeline)}, {gain:.2f} times as much as {what}: it holds the weights once, so "
-            f"that {pipeline.config.max_sequences} sequences run at once instead of "
-            f"{copies.copies * copies.config.max_sequences}."
+            f"{_rate(pipeline)}, {gain:.2f} times as much as {what}"
         )
+        at_once = copies.copies * copies.config.max_sequences
+        if pipeline.config.max_sequences > at_once:
+            words += (
+                f": it holds the weights once, so that {pipeline.config.max_sequences} sequences "
+                f"run at once instead of {at_once}"
+            )
+        return words + "."
     if gain > 1 / _LEVEL:
         return (
             f"It makes no difference: a pipeline makes {_rate(pipeline)}, {what}. "
@@ -50,11 +55,7 @@ def answer(plan: Plan) -> str:
 
 def _needed(plan: Plan) -> str:
     model, best = plan.question.model.name, plan.best
-    need = min(
-        (choice for choice in (plan.pipeline, *plan.others)),
-        key=lambda choice: len(choice.assembled.devices),
-    )
-    fewest = len(need.assembled.devices)
+    fewest = min(len(choice.assembled.devices) for choice in (plan.pipeline, *plan.others))
     words = (
         f"Yes: {model} in {plan.question.dtype} does not fit on fewer than {fewest} of these "
         "devices."
@@ -64,6 +65,8 @@ def _needed(plan: Plan) -> str:
             f" Best is {best.words}: {_rate(best)}, against {_rate(plan.pipeline)} of one pipeline "
             f"of {len(plan.pipeline.assembled.devices)}."
         )
+    else:
+        words += f" All {plan.pipeline.num_devices} as one pipeline make {_rate(plan.pipeline)}."
     return words
 
 

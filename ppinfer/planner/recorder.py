@@ -14,7 +14,7 @@ from ppinfer.trace.model import Lane, Span, StepFacts, Trace
 
 
 class _Use:
-    """One stage's seconds so far; ``idle`` of its latest wait belong to no request."""
+    """One stage's seconds so far; ``last`` is the end of its latest step."""
 
     def __init__(self) -> None:
         self.work = [0.0, 0.0, 0.0, 0.0]  # prepare, compute, sample, send
@@ -37,7 +37,8 @@ class Recorder:
         self._between: list[float] = []
         self._whole: list[float] = []
         self._rows = self._steps = self._in_flight = 0
-        self._idle_since = self._idle = 0.0
+        self._idle_since = 0.0
+        self._idle: dict[int, float] = {}  # before a step, while nothing was in flight
         self._end = 0.0
         self._kv_peak, self._kv_seconds, self._kv_since, self._kv_used = 0, 0.0, 0.0, 0
         self._trace = _TraceMaker(num_stages) if trace else None
@@ -49,7 +50,8 @@ class Recorder:
     # ------------------------------------------------------------ the driver
 
     def planned(self, plan: StepPlan, start: float, end: float) -> None:
-        self._idle = start - self._idle_since if not self._in_flight else 0.0
+        if not self._in_flight:
+            self._idle[plan.step_id] = start - self._idle_since
         self._in_flight += 1
         self._steps += 1
         self._rows += len(plan.steps)
@@ -91,7 +93,7 @@ class Recorder:
         if not use.steps:
             use.ramp_up += for_plan + for_input
         else:
-            idle = min(self._idle, for_plan)
+            idle = min(self._idle.get(step_id, 0.0), for_plan)
             use.no_request += idle
             use.wait_plan += for_plan - idle
             use.wait_input += for_input
