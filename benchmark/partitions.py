@@ -1,6 +1,6 @@
 """Is the partition that was chosen the best one? Every cut of two stages is run.
 
-    python benchmark/partitions.py > docs/results/partitions.md     7 minutes; nothing else should run
+    python benchmark/partitions.py > docs/results/partitions.md     7 minutes, nothing beside it
 
 Two micro-batches, so that both stages work at once and the cut matters. All cuts are run in two
 turns; then the best of them and the chosen one take turns again, since the machine drifts.
