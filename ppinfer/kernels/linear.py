@@ -5,8 +5,9 @@ they have one for the dtype. Otherwise the weight is reordered once for oneDNN, 
 row does not change with the number of rows as long as there are at least two: a single row takes
 another code path inside oneDNN, so it is padded to two (``pad_single_rows``). That would not hold
 for bf16 in matrix registers (AMX), which oneDNN uses for some numbers of rows and not for others:
-it is told to leave them alone. Elsewhere it is ``F.linear``, which promises nothing of the kind
-(MKL and cuBLAS pick kernels by shape).
+it is told to leave them alone. Where the native kernels are there, oneDNN is left with bf16 on
+processors that have no instructions for it. Elsewhere it is ``F.linear``, which promises nothing of
+the kind (MKL and cuBLAS pick kernels by shape).
 
 Shapes: T rows, I inputs, O outputs.
 """

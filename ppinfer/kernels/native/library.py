@@ -90,7 +90,7 @@ class Kernels:
 
     The first argument of most says whether elements are bf16 (else fp32), the last how many threads
     may work. ``linear`` has the matrix products there are, by dtype: fp32 on every path but
-    ``plain``, bf16 on ``amx``; ``layers`` is for dtypes that have one.
+    ``plain``, bf16 on ``amx`` and ``avx512bf16``; ``layers`` is for dtypes that have one.
     """
 
     path: str

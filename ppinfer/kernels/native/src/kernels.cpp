@@ -89,7 +89,7 @@ EXPORT void ppinfer_linear_fp32(void *x, void *panels, void *bias, void *out, lo
   linear<float>(x, panels, bias, out, rows, size, outputs, threads);
 }
 
-#if defined(PPINFER_AMX)
+#if defined(PPINFER_AVX512BF16)
 // The same in bf16 (see linear.h); size is a multiple of 32.
 EXPORT void ppinfer_linear_bf16(void *x, void *panels, void *bias, void *out, long rows, long size, long outputs,
                                 int threads) {
@@ -110,7 +110,7 @@ EXPORT void ppinfer_layers(int is_bf16, const Step *s, const DecoderLayer *layer
     if (!is_bf16)
       run_layers<Fp32>(*s, layers, num_layers, *sizes, *pad, (float *)x, (float *)cos, (float *)sin, barrier, thread,
                        count);
-#if defined(PPINFER_AMX)
+#if defined(PPINFER_AVX512BF16)
     else
       run_layers<Bf16>(*s, layers, num_layers, *sizes, *pad, (bf16 *)x, (bf16 *)cos, (bf16 *)sin, barrier, thread,
                        count);

@@ -5,7 +5,7 @@
 #include "product.h"
 #include "rows.h"
 #include "store.h"
-#if defined(PPINFER_AMX)
+#if defined(PPINFER_AVX512BF16)
 #include "linear.h"
 #endif
 #include <omp.h>
@@ -82,7 +82,7 @@ static void run_layers(const Step &s, const DecoderLayer *layers, int num_layers
     multiply(mixed, layer.out, added, q_width, sizes.hidden);
     norm_rows(x, added, (const E *)layer.mlp_norm, normed, first, last, sizes.hidden, layer.eps);
     barrier.wait();
-#if defined(PPINFER_AMX)
+#if defined(PPINFER_AVX512BF16)
     if constexpr (T::PER_WORD == 2) {  // `inner` is a multiple of 32, being the size of `down`
       gated_share(normed, (const E *)layer.gate_up.panels, (const E *)layer.gate_up.bias, gated, rows, sizes.hidden,
                   sizes.inner, thread, count);

@@ -17,6 +17,7 @@
 #define INLINE_MEMBER inline __attribute__((always_inline))
 #define INLINE static INLINE_MEMBER
 #define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL_ROWS _Pragma("GCC unroll 12")
 
 typedef uint16_t bf16;
 typedef uint32_t word;  // one float, or two bf16 that are multiplied and added together
