@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ppinfer.cli.bench_output import outcome
+from ppinfer.cli.bench_published import published
 from ppinfer.cli.bench_serve import serve
 from ppinfer.cli.options import engine_options, takes
 from ppinfer.cli.terminal import guarded
@@ -267,7 +268,8 @@ def driver(
             out.keep(cells, [bench.table(cells, subject.name)])
 
 
-for _command in (throughput, latency, comm, scaling, loading, driver, invariance, serve):
+_commands = (throughput, latency, comm, scaling, loading, driver, invariance, serve, published)
+for _command in _commands:
     app.command(help=" ".join((_command.__doc__ or "").split()))(guarded(_command))
 
 

@@ -49,6 +49,7 @@ class Parameters:
         )
 
 
+_MOST_SECONDS = 5.0
 _SHARES = ("bandwidth", "kv_bandwidth", "peak_fp16", "peak_fp32")
 
 
@@ -194,7 +195,7 @@ def fit(system: System, figures: Figures, cells: Sequence[Cell]) -> Parameters:
     first = Parameters(usable_gib=usable)
     if "start_seconds" in system.timed:
         first = replace(first, start_seconds=1.0)
-    tops = [1.0 if name in _SHARES else None for name in system.timed]
+    tops = [1.0 if name in _SHARES else _MOST_SECONDS for name in system.timed]
 
     def parameters(places: Sequence[float]) -> Parameters:
         values = map(from_line, places, tops)

@@ -15,19 +15,21 @@ SMOOTH = 0.01
 _STEPS = 100
 _ENOUGH = 1e-9
 _SHIFT = 1e-5
+_FARTHEST = 2.0
 
 Residuals = Callable[[Sequence[float]], list[float]]
 
 
 def least_absolute(residuals: Residuals, start: Sequence[float]) -> list[float]:
-    """Where the absolute residuals are least, near ``start``; no bounds: see ``Scale``."""
+    """Where the absolute residuals are least, near ``start``; for bounds see ``to_line``."""
     at, left = list(start), residuals(start)
     loss, damping = _loss(left), 1e-3
     for _ in range(_STEPS):
         slopes = _slopes(residuals, at, left)
         while damping < 1e9:
             step = _step(slopes, left, damping)
-            further = [x + d for x, d in zip(at, step, strict=True)]
+            part = min(1.0, _FARTHEST / (max(map(abs, step)) or 1.0))
+            further = [x + part * d for x, d in zip(at, step, strict=True)]
             found = residuals(further)
             if (better := _loss(found)) < loss:
                 break
@@ -41,14 +43,13 @@ def least_absolute(residuals: Residuals, start: Sequence[float]) -> list[float]:
     return at
 
 
-def to_line(value: float, top: float | None) -> float:
-    """A value above 0 (and below ``top``) as any number, so that no step leaves its bounds."""
-    return math.log(value) if top is None else math.log(value / (top - value))
+def to_line(value: float, top: float) -> float:
+    """A value between 0 and ``top`` as any number, so that no step leaves the bounds."""
+    return math.log(value / (top - value))
 
 
-def from_line(place: float, top: float | None) -> float:
-    place = min(max(place, -60.0), 60.0)
-    return math.exp(place) if top is None else top / (1 + math.exp(-place))
+def from_line(place: float, top: float) -> float:
+    return top / (1 + math.exp(-min(max(place, -60.0), 60.0)))
 
 
 def _loss(residuals: Sequence[float]) -> float:

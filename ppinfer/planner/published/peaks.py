@@ -78,8 +78,9 @@ def _peak(
     logit = item + (4 if fp32_logits and item < 4 else 0)
     logits = at_once * cell.prompt * model.vocab_size * logit
     longest = cell.prompt + cell.new - 1
+    copied = at_once if cell.new > 1 else 0
     return Peak(
         attention=prompts + scores,
         logits=prompts + logits,
-        decode=weights + (cached + at_once) * longest * a_token + int(LOST * max(scores, logits)),
+        decode=weights + (cached + copied) * longest * a_token + int(LOST * max(scores, logits)),
     )
