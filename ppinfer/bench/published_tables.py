@@ -38,8 +38,8 @@ def _figures(found: Findings, cells: list[Cell]) -> Table:
     table.notes.append(f"Figures: {found.figures.source}.")
     table.notes.append(
         "A column is batch(micro-batch); * columns are those that parameters were fitted to. "
-        f"{OURS} is its schedule alone, all else as in the pipeline; where "
-        "memory does not hold the whole batch, it says how many sequences at once, and the rest follow."
+        f"{OURS} is its schedule alone, all else as in the pipeline; where memory does not hold "
+        "the whole batch, so many sequences run at once, and the others follow."
     )
     return table
 
@@ -91,7 +91,8 @@ def _errors(found: Findings) -> Table:
     table.notes.append(
         "The worst fitted cells are Hugging Face's in fp32 at 8(4), which ran at the very limit of "
         "memory, where PyTorch's allocator gives back and asks anew, and the pipeline's in fp32 at "
-        "2(1), where products of one row may take another kernel. Neither is modelled."
+        "2(1), whose products have one row and may take another kernel. These are guesses, and "
+        "neither is modelled."
     )
     return table
 
@@ -145,8 +146,9 @@ def _parameters(found: Findings) -> Table:
         "Of two equal rounds the pipeline's first took longer: twice the time of 8(4) or 16(8) is "
         "more than that of 16(4) or 32(8), with the same micro-batches, by 1.7 to 3.0 s. Nothing "
         "was run before it to warm up.",
-        "Hugging Face's launches go ahead of the devices during a whole step and are mostly "
-        "hidden; the pipeline's stages wait for an exchange before each of their steps.",
+        "A likely reason for the difference in layer_seconds: Hugging Face's launches go ahead of "
+        "the devices during a whole step, while the pipeline's stages wait for an exchange before "
+        "each of theirs.",
     ]
     return table
 
