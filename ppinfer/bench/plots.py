@@ -23,7 +23,8 @@ _CEILING = "kernels' ceiling"
 
 @dataclass(frozen=True)
 class Line:
-    """One named line: its points, and the range of each where there is one."""
+    """One named line: its points, and the range of each where there is one; ``style`` is
+    matplotlib's."""
 
     name: str
     xs: Sequence[float]
@@ -31,6 +32,7 @@ class Line:
     lows: Sequence[float] = ()
     highs: Sequence[float] = ()
     color: str | None = None
+    style: str = "-"
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,9 @@ def plot_lines(panels: Sequence[Panel], path: Path, columns: int | None = None) 
         for index, line in enumerate(panel.lines):
             shift = 0 if panel.lines[0].name == HF_NAME else 1
             color = line.color or _COLORS[(index + shift) % len(_COLORS)]
-            axis.plot(line.xs, line.ys, marker="o", markersize=4, color=color, label=line.name)
+            axis.plot(
+                line.xs, line.ys, line.style, marker="o", markersize=4, color=color, label=line.name
+            )
             if line.lows:
                 axis.fill_between(line.xs, line.lows, line.highs, color=color, alpha=0.2, lw=0)
         axis.set_title(panel.title, fontsize=10, color=_INK)
@@ -106,7 +110,7 @@ def plot_lines(panels: Sequence[Panel], path: Path, columns: int | None = None) 
             axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(color=_LINES, linewidth=0.6)
         if len(panel.lines) > 1:
-            axis.legend(frameon=False, fontsize=8)
+            axis.legend(frameon=False, fontsize=8, handlelength=2.8)
     _save(figure, path)
 
 

@@ -9,7 +9,18 @@ from typing import Annotated, Any
 import typer
 
 from ppinfer.cli.bench_output import outcome
-from ppinfer.cli.bench_predictions import predictions
+for _command in (
+    throughput,
+    latency,
+    comm,
+    scaling,
+    loading,
+    driver,
+    invariance,
+    serve,
+    published,
+    predictions,
+):
 from ppinfer.cli.bench_serve import serve
 from ppinfer.cli.options import engine_options, takes
 from ppinfer.cli.plan_file import read_settings
@@ -277,6 +288,7 @@ def driver(
             out.keep(cells, [bench.table(cells, subject.name)])
 
 
+<<<<<<< HEAD
 for _command in (
     throughput,
     latency,
@@ -288,6 +300,10 @@ for _command in (
     serve,
     predictions,
 ):
+=======
+_commands = (throughput, latency, comm, scaling, loading, driver, invariance, serve, published)
+for _command in _commands:
+>>>>>>> published
     app.command(help=" ".join((_command.__doc__ or "").split()))(guarded(_command))
 
 

@@ -64,10 +64,13 @@ def stage_parameters(model: ModelShape, layers: StageRange) -> int:
 def activation_numbers(model: ModelShape) -> int:
     """Numbers that a token needs at once in a layer: residual and normed, q, k and v, and the two
     halves of the gated MLP with their product."""
-    inner = (model.layer_parameters - 2 * model.hidden_size * (model.q_size + model.kv_size)) // (
-        3 * model.hidden_size
-    )
-    return 3 * model.hidden_size + 2 * model.q_size + 2 * model.kv_size + 3 * inner
+    return 3 * model.hidden_size + 2 * model.q_size + 2 * model.kv_size + 3 * inner_size(model)
+
+
+def inner_size(model: ModelShape) -> int:
+    """Of the gated MLP, whose three matrices are what attention's leave of a layer."""
+    attention = 2 * model.hidden_size * (model.q_size + model.kv_size)
+    return (model.layer_parameters - attention) // (3 * model.hidden_size)
 
 
 def layer_costs(model: ModelShape, dtype: str) -> LayerCosts:
