@@ -62,8 +62,12 @@ def test_slots_count_right(data):
     for seq_id in range(data.draw(st.integers(1, 12), "requests")):
         prompt, new = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 12))
         rig.add(make_request(seq_id, prompt, new, stop_ids=(3,)))
+    ahead = data.draw(st.booleans(), "planned ahead")
     while rig.manager.has_unfinished:
-        rig.fill()
+        if ahead:
+            rig.fill()
+        elif not rig.manager.num_in_flight:
+            rig.pipeline.submit(rig.schedule.next_plan())
         assert [slot.sums for slot in rig.manager.slots] == _counted(rig)
         rig.tick()
         assert [slot.sums for slot in rig.manager.slots] == _counted(rig)
