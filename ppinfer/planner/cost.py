@@ -29,15 +29,14 @@ class StepSeconds:
     send: float = 0.0
 
     @property
-    def total(self) -> float:
-        return self.prepare + self.compute + self.sample + self.send
+    def after_input(self) -> float:
+        """All but what can be prepared before the input comes."""
+        return self.compute + self.sample + self.send
 
-    def stretched(self, seconds: float) -> StepSeconds:
-        """The same work where it takes so long altogether."""
-        factor = seconds / self.total if self.total else 1.0
-        return StepSeconds(
-            self.prepare * factor, self.compute * factor, self.sample * factor, self.send * factor
-        )
+    def stretched(self, prepare: float, after_input: float) -> StepSeconds:
+        """The same work where it takes so long."""
+        factor = after_input / self.after_input if self.after_input else 1.0
+        return StepSeconds(prepare, self.compute * factor, self.sample * factor, self.send * factor)
 
 
 class StageCost(Protocol):

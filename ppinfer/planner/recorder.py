@@ -87,28 +87,34 @@ class Recorder:
     # ------------------------------------------------------------ the stages
 
     def passed(
-        self, stage: int, step: Step, since: float, begin: float, end: float, parts: StepSeconds
+        self, stage: int, step: Step, since: float, start: float, end: float, parts: StepSeconds
     ) -> None:
-        """A stage that had nothing to do since some time did its part of a step."""
-        use, for_plan = self._uses[stage], step.planned - since
+        """A stage that had nothing to do since some time did its part of a step.
+
+        Causes of waits are told apart as in ``trace/analysis.py``.
+
+        Args:
+            start: when it had the input.
+        """
+        use, for_plan, prepare = self._uses[stage], step.planned - since, parts.prepare
         if not use.steps:
-            use.ramp_up = begin
+            use.ramp_up = start - prepare
         elif for_plan > 0:
-            if 2 * step.gap > for_plan:  # most of the wait, as in ``trace/analysis.py``
+            if 2 * step.gap > for_plan:  # most of the wait
                 use.no_request += for_plan
             else:
                 use.wait_plan += for_plan
-            use.wait_input += begin - step.planned
+            use.wait_input += start - prepare - step.planned
         else:
-            use.wait_input += begin - since
-        use.prepare += parts.prepare
+            use.wait_input += start - prepare - since
+        use.prepare += prepare
         use.compute += parts.compute
         use.sample += parts.sample
         use.send += parts.send
         use.steps += 1
         use.last = end
         if self._trace is not None:
-            self._trace.passed(stage, step, begin, end, parts)
+            self._trace.passed(stage, step, since, start, end, parts)
 
     # ------------------------------------------------------------ the end
 
@@ -166,13 +172,15 @@ class _TraceMaker:
         _append(self._driver, "wait", -1, start)
         _append(self._driver, activity, step_id, end)
 
-    def passed(self, stage: int, step: Step, begin: float, end: float, parts: StepSeconds) -> None:
+    def passed(
+        self, stage: int, step: Step, since: float, start: float, end: float, parts: StepSeconds
+    ) -> None:
         lane = self._stages[stage]
-        _append(lane, "wait_plan", -1, min(step.planned, begin))
-        _append(lane, "wait_input", step.id, begin)
-        _append(lane, "prepare", step.id, at := begin + parts.prepare)
-        _append(lane, "compute", step.id, at := at + parts.compute)
-        _append(lane, "sample", step.id, at + parts.sample)
+        _append(lane, "wait_plan", -1, step.planned)
+        _append(lane, "prepare", step.id, max(since, step.planned) + parts.prepare)
+        _append(lane, "wait_input", step.id, start)
+        _append(lane, "compute", step.id, start + parts.compute)
+        _append(lane, "sample", step.id, end - parts.send)
         _append(lane, "send", step.id, end)
 
     def trace(self) -> Trace:

@@ -1,8 +1,8 @@
 """How steps pass through the stages, in modelled time.
 
 What waits for what is as in ``stage/loop.py``: a stage takes steps in the order of their plans;
-each waits for its plan, for the stage before it, and on the first stage for tokens that a plan left
-open; what is sent travels while the next step is computed.
+each waits for its plan, is prepared, and waits for what the stage before sends, or on the first
+stage for tokens that its plan left open; what is sent travels while the next step is computed.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Protocol
 
 from ppinfer.planner.events import Events
@@ -57,9 +58,10 @@ class _OwnDevices:
         end = now
         for index, parts in enumerate(step.parts):
             since = free_at[index]
-            begin = _begin(since, planned, arrives - parts.prepare)
-            free_at[index] = end = begin + parts.total
-            passed(index, step, since, begin, end, parts)
+            prepared = (planned if planned > since else since) + parts.prepare
+            start = arrives if arrives > prepared else prepared
+            free_at[index] = end = start + parts.after_input
+            passed(index, step, since, start, end, parts)
             if index < last:
                 each, latency = links[index]
                 leaves = links_free_at[index]
@@ -69,17 +71,26 @@ class _OwnDevices:
         self._done(end, step.id)
 
 
+class _Doing(Enum):
+    NOTHING = 0
+    PREPARING = 1
+    WAITING = 2  # for its input
+    COMPUTING = 3
+
+
 @dataclass(slots=True)
 class _Stage:
     """``next`` is the step to be computed next, ``inputs`` when each step's hidden states come,
-    ``link_free_at`` when what was sent before has left."""
+    ``link_free_at`` when what was sent before has left; then, when the stage got so far."""
 
     next: int = 0
-    busy: bool = False
+    doing: _Doing = _Doing.NOTHING
+    inputs: dict[int, float] = field(default_factory=dict)
+    link_free_at: float = 0.0
     free_at: float = 0.0
     begun: float = 0.0
-    link_free_at: float = 0.0
-    inputs: dict[int, float] = field(default_factory=dict)
+    prepared: float = 0.0
+    started: float = 0.0
 
 
 class _SharedHost:
@@ -100,33 +111,41 @@ class _SharedHost:
 
     def take(self, now: float, step: Step) -> None:
         self._steps[step.id] = step
-        self._try(now, 0)
+        for index in range(len(self._stages)):
+            self._go_on(now, index)
 
-    def _try(self, now: float, index: int) -> None:
-        """Let a stage go on with its next step, if it is known when that can begin."""
+    def _go_on(self, now: float, index: int) -> None:
+        """Let a stage begin or go on with its next step, if it can."""
         stage = self._stages[index]
         step = self._steps.get(stage.next)
-        if stage.busy or step is None:
+        if step is None:
             return
-        arrives = 0.0
-        if index:
-            if step.id not in stage.inputs:
+        if stage.doing is _Doing.NOTHING and step.planned <= now:
+            stage.doing, stage.begun = _Doing.PREPARING, now
+            self._occupy(now, index, step.parts[index].prepare, 1)
+        elif stage.doing is _Doing.NOTHING:
+            self._events.post(step.planned, self._go_on, index)
+        elif stage.doing is _Doing.WAITING:
+            arrives = self._arrival(index, step)
+            if arrives is None:
                 return
-            arrives = stage.inputs.pop(step.id)
-        elif step.waits_for >= 0:
-            if step.waits_for >= len(self._tokens_at):
-                return
-            arrives = self._tokens_at[step.waits_for]
-        stage.busy = True
-        stage.begun = _begin(stage.free_at, step.planned, arrives - step.parts[index].prepare)
-        if stage.begun > now:
-            self._events.post(stage.begun, self._start, index)
-        else:
-            self._start(now, index)
+            if arrives <= now:
+                stage.doing, stage.started = _Doing.COMPUTING, now
+                self._occupy(now, index, step.parts[index].after_input, step.threads)
+            else:
+                self._events.post(arrives, self._go_on, index)
 
-    def _start(self, now: float, index: int) -> None:
-        step = self._steps[self._stages[index].next]
-        self._host.begin(now, index, step.parts[index].total, step.threads)
+    def _arrival(self, index: int, step: Step) -> float | None:
+        """When a step's input is there; ``None`` where nobody knows yet."""
+        if index:
+            return self._stages[index].inputs.get(step.id)
+        if step.waits_for < 0:
+            return 0.0
+        tokens_at = self._tokens_at
+        return tokens_at[step.waits_for] if step.waits_for < len(tokens_at) else None
+
+    def _occupy(self, now: float, index: int, seconds: float, threads: int) -> None:
+        self._host.begin(now, index, seconds, threads)
         self._post()
 
     def _post(self) -> None:
@@ -139,33 +158,34 @@ class _SharedHost:
             return
         first = self._host.next_end()
         assert first is not None
-        self._host.end(now, first[1])
-        self._end(now, first[1])
+        index = first[1]
+        self._host.end(now, index)
+        stage = self._stages[index]
+        if stage.doing is _Doing.PREPARING:
+            stage.doing, stage.prepared = _Doing.WAITING, now
+            self._go_on(now, index)
+        else:
+            self._end(now, index)
         self._post()
 
     def _end(self, now: float, index: int) -> None:
         """A stage is done with a step: what it made is sent, and the next one may begin."""
         stage, model = self._stages[index], self._model
         step = self._steps[stage.next]
-        parts = step.parts[index].stretched(now - stage.begun)
-        self._record.passed(index, step, stage.free_at, stage.begun, now, parts)
-        stage.next, stage.busy, stage.free_at = step.id + 1, False, now
+        parts = step.parts[index].stretched(stage.prepared - stage.begun, now - stage.started)
+        self._record.passed(index, step, stage.free_at, stage.started, now, parts)
+        stage.next, stage.doing, stage.free_at = step.id + 1, _Doing.NOTHING, now
+        stage.inputs.pop(step.id, None)
         if index < len(model.links):
             link = model.links[index]
             leaves = max(now, stage.link_free_at)
             stage.link_free_at = leaves + step.rows * model.row_bytes / link.bandwidth
             self._stages[index + 1].inputs[step.id] = stage.link_free_at + link.latency
-            self._try(now, index + 1)
+            self._go_on(now, index + 1)
         else:
             del self._steps[step.id]
             self._tokens_at.append(now + (model.back.latency if index else 0.0))
             self._done(now, step.id)
             if index:
-                self._try(now, 0)
-        self._try(now, index)
-
-
-def _begin(free_at: float, planned: float, arrives: float) -> float:
-    """What can be prepared before the input comes is done just before."""
-    at = planned if planned > free_at else free_at
-    return arrives if arrives > at else at
+                self._go_on(now, 0)
+        self._go_on(now, index)
