@@ -82,7 +82,8 @@ def test_every_request_gets_its_tokens_and_every_second_is_accounted_for(model, 
         assert sum(parts) == pytest.approx(outcome.seconds, rel=1e-9)
         assert stage.seconds == outcome.seconds
         assert stage.steps == outcome.steps
-    assert 0 < outcome.kv_mean <= outcome.kv_peak <= 1
+    assert 0 < outcome.kv_mean <= outcome.kv_peak + 1e-9
+    assert outcome.kv_peak <= 1
     assert outcome.first_token.mean <= outcome.whole.mean <= outcome.seconds + 1e-9
     _check_trace(outcome)
 
