@@ -232,6 +232,22 @@ def test_late_requests_leave_bubbles_of_their_own() -> None:
     assert outcome.kv_mean < 0.1 * outcome.kv_peak
 
 
+def test_a_run_that_begins_later_is_the_same_run() -> None:
+    early = arrivals(6, (4, 30), (4, 9), rate=100.0)
+    late = [replace(arrival, at=arrival.at + 64.0) for arrival in early]
+    model = pipeline([Stage(2e-3, 1e-4), Stage(1e-3)])
+    one, other = simulate(model, early), simulate(model, late)
+    for name in ("seconds", "kv_mean", "kv_peak", "steps", "sequences_a_step", "throughput"):
+        assert getattr(other, name) == pytest.approx(getattr(one, name)), name
+    for name in ("first_token", "between_tokens", "whole"):
+        for part in ("mean", "p50", "p90", "p99"):
+            latencies = (getattr(getattr(outcome, name), part) for outcome in (one, other))
+            assert next(latencies) == pytest.approx(next(latencies), abs=1e-9)
+    for stage, same in zip(one.stages, other.stages, strict=True):
+        assert same.work == pytest.approx(stage.work)
+        assert same.waits == pytest.approx(stage.waits, abs=1e-9)
+
+
 def test_a_driver_that_takes_too_long_leaves_stages_waiting_for_plans() -> None:
     slow = replace(DRIVER, step=10e-3)
     outcome = simulate(pipeline([Stage(1e-3)], driver=slow), static_batch(4, 4, 30))
