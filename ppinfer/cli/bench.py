@@ -9,18 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from ppinfer.cli.bench_output import outcome
-for _command in (
-    throughput,
-    latency,
-    comm,
-    scaling,
-    loading,
-    driver,
-    invariance,
-    serve,
-    published,
-    predictions,
-):
+from ppinfer.cli.bench_predictions import predictions
+from ppinfer.cli.bench_published import published
 from ppinfer.cli.bench_serve import serve
 from ppinfer.cli.options import engine_options, takes
 from ppinfer.cli.plan_file import read_settings
@@ -288,7 +278,6 @@ def driver(
             out.keep(cells, [bench.table(cells, subject.name)])
 
 
-<<<<<<< HEAD
 for _command in (
     throughput,
     latency,
@@ -298,12 +287,9 @@ for _command in (
     driver,
     invariance,
     serve,
+    published,
     predictions,
 ):
-=======
-_commands = (throughput, latency, comm, scaling, loading, driver, invariance, serve, published)
-for _command in _commands:
->>>>>>> published
     app.command(help=" ".join((_command.__doc__ or "").split()))(guarded(_command))
 
 

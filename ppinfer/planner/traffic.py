@@ -51,8 +51,8 @@ def arrivals(
     Raises:
         ConfigError: a bound is below 1 or out of order; there are no requests, or no rate.
     """
+    _check(count, prompts[0], outputs[0])
     for low, high in (prompts, outputs):
-        _check(count, low, low)
         if high < low:
             raise ConfigError(f"lengths must be given from low to high, not {low}-{high}.")
     if rate is not None and not 0 < rate < math.inf:
