@@ -18,7 +18,7 @@ from ppinfer.planner.traffic import Arrival, static_batch
 from ppinfer.sampling import SamplingParams
 from ppinfer.trace.model import Trace
 
-ROUNDS = 2
+ROUNDS = 3
 """How often each calibrating run is made: what disturbs one is over by the other."""
 
 _PROMPT, _NEW, _NEW_OF_FEW = 24, 12, 24

@@ -18,7 +18,7 @@ Factors: TypeAlias = tuple[tuple[int, float], ...]
 """By rows, in ascending order; between two of them in proportion, beyond them the nearest."""
 
 _FEWEST_STEPS = 6
-_TRIMMED = 0.15
+_TRIMMED = 0.05
 """Part of the steps that is left out at either end."""
 
 
