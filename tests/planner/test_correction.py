@@ -110,6 +110,17 @@ def test_a_correction_is_found_again() -> None:
     assert correction.driver == pytest.approx(REAL.driver, rel=0.05)
 
 
+def test_an_engine_that_begins_with_another_slot_is_compared_all_the_same() -> None:
+    load = static_batch(8, 20, 24)
+    real, plain = (simulate(pipeline(c), load, trace=True).trace for c in (REAL, NONE))
+    assert real is not None
+    assert plain is not None
+    real.steps = {step: facts._replace(slot=1 - facts.slot) for step, facts in real.steps.items()}
+    found = Comparison()
+    found.add(real, plain)
+    assert dict(found.correction().decode)[4] == pytest.approx(at(REAL.decode, 4), rel=1e-3)
+
+
 def test_a_disturbed_step_is_left_out() -> None:
     load = static_batch(1, 20, 40)
     real, plain = (simulate(pipeline(NONE), load, trace=True).trace for _ in range(2))
