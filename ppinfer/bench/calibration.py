@@ -52,12 +52,12 @@ def calibrate(engine: PPInferEngine, rounds: int = ROUNDS) -> PipelineModel:
     plain = pipeline_model(engine.pipeline, engine.config)
     found = Comparison()
     for _ in range(rounds):
-        for load in _loads(engine):
+        for load in loads(engine):
             found.add(run(engine, load).trace, _traced(plain, load))
     return pipeline_model(engine.pipeline, engine.config, found.correction())
 
 
-def _loads(engine: PPInferEngine) -> list[list[Arrival]]:
+def loads(engine: PPInferEngine) -> list[list[Arrival]]:
     """Decode steps of several sizes, and a long prompt."""
     most = engine.config.max_sequences
     sizes = sorted({n for n in (1, 4, 16, 64) if n < most} | {most})

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from support.checkpoints import config_alone
+from support.fake_engine import run as cli
 
 from ppinfer import PPInferEngine
 from ppinfer.bench.calibration import calibrate, run
@@ -49,6 +52,21 @@ def test_the_schedule_is_predicted_step_by_step() -> None:
     assert [each.load for each in found] == ["static", "late"]
     assert all(each.predicted > 0 and len(each.busy) == 2 for each in found)
     assert model.stages[0].correction.decode  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_this_machine_is_planned_and_run(monkeypatch) -> None:
+    monkeypatch.setattr(
+        "ppinfer.bench.calibration.loads", lambda engine: [static_batch(1, 8, 8)]
+    )
+    result = cli(
+        "plan", "demo", "--devices", "here", "--requests", "2", "--prompt", "16", "--new", "4",
+        "--dtype", "bf16", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    (found,) = json.loads(result.stdout)
+    assert (found["stages"], found["dtype"], len(found["measured"])) == (1, "bf16", 3)
+    assert found["predicted"] > 0
 
 
 @pytest.mark.slow
