@@ -1,10 +1,11 @@
 """The real schedule, driven by modelled time.
 
-``MicroBatchManager`` and ``GenerateSchedule`` are those of the engine, unchanged; here a driver and
-stages that only take time stand at their other end. What waits for what is as in ``stage/loop.py``
-and ``engine/driver.py``: a stage takes steps in the order of their plans; each waits for its plan,
-for the stage before it, and on the first stage for tokens that a plan left open; what is sent
-travels while the next step is computed; the driver commits results and plans as much as it can.
+``MicroBatchManager`` and ``GenerateSchedule`` are those of the engine, unchanged (or the schedule
+is a rival, ``rivals.py``); here a driver and stages that only take time stand at their other end.
+What waits for what is as in ``stage/loop.py`` and ``engine/driver.py``: a stage takes steps in the
+order of their plans; each waits for its plan, for the stage before it, and on the first stage for
+tokens that a plan left open; what is sent travels while the next step is computed; the driver
+commits results and plans as much as it can.
 
 Events are taken in the order of time, equal ones in the order in which they came up: so the same
 input gives the same result.
@@ -13,9 +14,10 @@ input gives the same result.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Protocol, TypeAlias
 
 from ppinfer.messages import PENDING, SampledToken, StepPlan, StepResult
 from ppinfer.planner.cost import StepSeconds
@@ -30,6 +32,7 @@ from ppinfer.sampling import SamplingParams
 from ppinfer.schedule.block_pool import BlockPool
 from ppinfer.schedule.generate import GenerateSchedule
 from ppinfer.schedule.micro_batch import MicroBatchManager
+from ppinfer.schedule.tuning import Tuning
 
 _TOKEN, _END = 0, 1
 """What every draw gives, and what ends an output before its limit."""
@@ -69,17 +72,45 @@ class _Stage:
     inputs: dict[int, float] = field(default_factory=dict)
 
 
-def simulate(model: PipelineModel, arrivals: Sequence[Arrival], *, trace: bool = False) -> Outcome:
+class Schedule(Protocol):
+    """What plans the steps of a ``MicroBatchManager``."""
+
+    def next_plan(self) -> StepPlan | None:
+        """Plan the next step and put it in flight; ``None`` if there can be none now."""
+        ...
+
+
+ScheduleMaker: TypeAlias = Callable[[MicroBatchManager, Tuning], Schedule]
+
+
+def own_schedule(manager: MicroBatchManager, tuning: Tuning) -> GenerateSchedule:
+    """The engine's."""
+    return GenerateSchedule(manager, tuning.max_prefill_tokens, tuning, tuning.steps)
+
+
+def simulate(
+    model: PipelineModel,
+    arrivals: Sequence[Arrival],
+    *,
+    trace: bool = False,
+    schedule: ScheduleMaker = own_schedule,
+) -> Outcome:
     """Run requests, in the order of their coming, through a pipeline.
 
     Raises:
         CapacityError: a request would not fit in the KV cache even alone.
     """
-    return _Simulation(model, arrivals, trace).run()
+    return _Simulation(model, arrivals, trace, schedule).run()
 
 
 class _Simulation:
-    def __init__(self, model: PipelineModel, arrivals: Sequence[Arrival], trace: bool) -> None:
+    def __init__(
+        self,
+        model: PipelineModel,
+        arrivals: Sequence[Arrival],
+        trace: bool,
+        schedule: ScheduleMaker,
+    ) -> None:
         self._model = model
         self._arrivals = sorted(arrivals, key=lambda arrival: arrival.at)
         tuning = model.tuning
@@ -89,9 +120,7 @@ class _Simulation:
             BlockPool(model.num_blocks, model.block_size),
             prefix_caching=False,
         )
-        self._schedule = GenerateSchedule(
-            self._manager, tuning.max_prefill_tokens, tuning, tuning.steps
-        )
+        self._schedule = schedule(self._manager, tuning)
         self._kinds = {id(cost): cost for cost in model.stages}
         self._host = Host(model.cores)
         self._stages = [_Stage() for _ in model.stages]
