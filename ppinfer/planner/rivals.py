@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ppinfer.messages import StepPlan
+from ppinfer.planner.simulate import ScheduleMaker
 from ppinfer.schedule.balance import Balance
 from ppinfer.schedule.generate import EvenSpread, GenerateSchedule
 from ppinfer.schedule.micro_batch import MicroBatchManager
@@ -28,18 +29,48 @@ def accidental_cohorts(manager: MicroBatchManager, tuning: Tuning) -> GenerateSc
     stays there: so cohorts such as 7, 13, 2 and 10 come to decode together."""
     spread = EvenSpread(len(manager.slots))
     return GenerateSchedule(
-        manager, tuning.max_prefill_tokens, spread, tuning.steps, _Anywhere(manager)
+        manager, tuning.max_prefill_tokens, spread, tuning.steps, _Places(manager)
     )
 
 
-class _Anywhere(Balance):
-    """Every place is as good as any other."""
+def fixed_cohorts(sizes: tuple[int, ...]) -> ScheduleMaker:
+    """Micro-batches of so many sequences each, filled in their turn; nobody is moved."""
+
+    def make(manager: MicroBatchManager, tuning: Tuning) -> GenerateSchedule:
+        assert len(sizes) == len(manager.slots)
+        places = _Places(manager, sizes)
+        return GenerateSchedule(
+            manager, tuning.max_prefill_tokens, EvenSpread(len(sizes)), tuning.steps, places
+        )
+
+    return make
+
+
+def never_moved(manager: MicroBatchManager, tuning: Tuning) -> GenerateSchedule:
+    """Requests join the lightest micro-batch, as in the engine's schedule, and stay there."""
+    weight = tuning.steps.context_weight if tuning.steps is not None else 0.0
+    spread = EvenSpread(len(manager.slots))
+    return GenerateSchedule(
+        manager, tuning.max_prefill_tokens, spread, tuning.steps, _Stay(manager, weight)
+    )
+
+
+class _Stay(Balance):
+    """Whoever is in a slot stays there."""
 
     def even_out(self, total: int, in_use: int) -> None:
         pass
 
+
+class _Places(_Stay):
+    """So many in each slot, or any number."""
+
+    def __init__(self, manager: MicroBatchManager, sizes: tuple[int, ...] | None = None) -> None:
+        super().__init__(manager)
+        self._sizes = sizes
+
     def has_place(self, slot: MicroBatch, newcomer: Sequence, total: int, in_use: int) -> bool:
-        return True
+        return self._sizes is None or len(slot.sequences) < self._sizes[slot.index]
 
 
 class RollingPrompts(GenerateSchedule):

@@ -16,6 +16,8 @@ from ppinfer.planner.rivals import (
     RollingPrompts,
     accidental_cohorts,
     equal_tokens,
+    fixed_cohorts,
+    never_moved,
 )
 from ppinfer.planner.shape import ModelShape
 from ppinfer.planner.simulate import ScheduleMaker, own_schedule, simulate
@@ -28,7 +30,7 @@ SHAPE = ModelShape(
     embedding_parameters=130_000_000, head_parameters=130_000_000, q_size=4096, kv_size=1024,
     vocab_size=32_000, max_position=65_536,
 )  # fmt: skip
-RIVALS = [equal_tokens, accidental_cohorts, RollingPrompts, DrainingRounds]
+RIVALS = [equal_tokens, accidental_cohorts, never_moved, RollingPrompts, DrainingRounds]
 
 
 def pipeline(stages: int = 4, sequences: int = 16, chunk: int = 256, **other) -> PipelineModel:
@@ -115,6 +117,13 @@ def test_cohorts_form_by_accident_and_cost_where_rows_do() -> None:
     assert sizes[1] != sizes[0]
     assert sum(sizes[1].values()) == 32
     assert uneven.seconds > even.seconds
+
+
+def test_cohorts_of_given_sizes_stay_as_they_are() -> None:
+    recording = Recording(fixed_cohorts((7, 13, 2, 10)))
+    simulate(pipeline(sequences=32), static_batch(32, 40, 100), schedule=recording)
+    sizes = {plan.slot: len(plan.steps) for plan in recording.plans[-100:-50]}
+    assert sizes == {0: 7, 1: 13, 2: 2, 3: 10}
 
 
 def test_equal_tokens_take_longer_the_further_a_prompt_is() -> None:
