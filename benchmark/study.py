@@ -14,17 +14,28 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import study_claims
+import study_loads
 import study_plots
 import study_tables
 from study_cases import Runs
 
 DOCS = Path(__file__).parents[1] / "docs"
 TABLES = (
-    study_tables.depth, study_tables.memory, study_tables.time, study_tables.links,
-    study_tables.binds, study_tables.micro_batches, study_tables.one_or_many, study_tables.side_by_side,
-    study_tables.arriving, study_claims.draining, study_claims.fixed, study_claims.accidental,
-    study_claims.one_prompt, study_claims.long_among_short,
-)  # fmt: skip
+    study_tables.depth,
+    study_tables.memory,
+    study_tables.time,
+    study_tables.links,
+    study_tables.binds,
+    study_loads.micro_batches,
+    study_loads.one_or_many,
+    study_loads.side_by_side,
+    study_loads.arriving,
+    study_claims.draining,
+    study_claims.fixed,
+    study_claims.accidental,
+    study_claims.one_prompt,
+    study_claims.long_among_short,
+)
 
 
 def put(text: str, name: str, lines: list[str]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from study_cases import DEVICES, MODELS, NAMES, STAGES, Case, Run, Runs
+from study_loads import side_cases
 from study_tables import (
     LINK_NAMES,
     LINK_STAGES,
@@ -15,7 +16,6 @@ from study_tables import (
     SEQUENCE,
     depth_cases,
     link_runs,
-    side_cases,
     time_shares,
 )
 
