@@ -16,7 +16,7 @@ from typing import TypeVar
 from ppinfer.config import EngineConfig
 from ppinfer.errors import CapacityError
 from ppinfer.planner.assemble import KV_SHARE, Assembled, assemble
-from ppinfer.planner.cost import Efficiency
+from ppinfer.planner.cost import USUAL
 from ppinfer.planner.hardware import Device, Link, load_catalog
 from ppinfer.planner.outcome import Outcome
 from ppinfer.planner.shape import ModelShape
@@ -121,8 +121,7 @@ class Run:
 
 def suitable_chunk(device: Device) -> int:
     """Prompt tokens at which a product stops waiting for weights, as a power of two."""
-    efficiency = Efficiency()
-    rows = device.peak["bf16"] * efficiency.peak / (device.bandwidth * efficiency.bandwidth)
+    rows = device.peak["bf16"] * USUAL.peak / (device.bandwidth * USUAL.bandwidth)
     return int(2 ** round(math.log2(rows)))
 
 
@@ -137,11 +136,10 @@ def build(case: Case) -> Assembled:
         memory=int(device.memory * case.memory),
         usable=int(device.usable * case.memory),
     )
-    plain = Efficiency()
     efficiency = replace(
-        plain,
-        layer_seconds=plain.layer_seconds * case.launch,
-        step_seconds=plain.step_seconds * case.launch,
+        USUAL,
+        layer_seconds=USUAL.layer_seconds * case.launch,
+        step_seconds=USUAL.step_seconds * case.launch,
     )
     inner, outer = (_link(name, case.link) for name in _fabric(case))
     links = [outer if (stage + 1) % HOST == 0 else inner for stage in range(case.stages - 1)]

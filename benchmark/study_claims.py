@@ -19,13 +19,13 @@ from ppinfer.planner.rivals import (
     never_moved,
 )
 from ppinfer.planner.simulate import Schedule, ScheduleMaker, own_schedule, simulate
-from ppinfer.planner.traffic import Arrival, poisson, static_batch
+from ppinfer.planner.traffic import Arrival, arrivals, static_batch
 from ppinfer.schedule.micro_batch import MicroBatchManager
 from ppinfer.schedule.tuning import Tuning
 
 
-def _simulate(case: Case, arrivals: list[Arrival], schedule: ScheduleMaker) -> Outcome:
-    return simulate(build(case).pipeline, arrivals, schedule=schedule)
+def _simulate(case: Case, requests: list[Arrival], schedule: ScheduleMaker) -> Outcome:
+    return simulate(build(case).pipeline, requests, schedule=schedule)
 
 
 # ---------------------------------------------------------------- draining rounds
@@ -50,8 +50,8 @@ def draining(runs: Runs) -> list[str]:
     jobs = []
     for stages, kind in cells:
         case = Case("70B", "h100", stages, prompts=(PROMPT, PROMPT), outputs=(1, MOST))
-        arrivals = [Arrival(0.0, PROMPT, new, MOST) for new in _lengths(kind, 4 * 16 * stages)]
-        jobs += [(case, arrivals, own_schedule), (case, arrivals, DrainingRounds)]
+        requests = [Arrival(0.0, PROMPT, new, MOST) for new in _lengths(kind, 4 * 16 * stages)]
+        jobs += [(case, requests, own_schedule), (case, requests, DrainingRounds)]
     found = iter(runs.map(_simulate, *zip(*jobs, strict=True)))
     rows = []
     for stages, kind in cells:
@@ -112,8 +112,8 @@ def accidental(runs: Runs) -> list[str]:
     for stages, context, rate in cells:
         prompts, outputs = (context // 2, context * 3 // 2), (64, 192)
         case = Case("70B", "h100", stages, places=32, prompts=prompts, outputs=outputs)
-        arrivals = poisson(200, rate, prompts, outputs, limit=outputs[1])
-        jobs += [(case, arrivals, schedule) for schedule in schedules]
+        requests = arrivals(200, prompts, outputs, rate=rate)
+        jobs += [(case, requests, schedule) for schedule in schedules]
     found = iter(runs.map(_simulate, *zip(*jobs, strict=True)))
     rows = []
     for stages, context, rate in cells:
@@ -163,10 +163,10 @@ def long_among_short(runs: Runs) -> list[str]:
         case = Case(
             "70B", "h100", stages, places=8, chunk=CHUNK, prompts=(256, prompt), outputs=(128, 128)
         )
-        chats = poisson(200, 2.0, (256, 256), (128, 128))
+        chats = arrivals(200, (256, 256), (128, 128), rate=2.0)
         longs = [replace(chats[0], at=at, prompt=prompt) for at in range(5, 95, 15)]
-        arrivals = sorted([*chats, *longs], key=lambda arrival: arrival.at)
-        jobs += [(case, arrivals, schedule) for schedule in (equal_tokens, own_schedule)]
+        requests = sorted([*chats, *longs], key=lambda arrival: arrival.at)
+        jobs += [(case, requests, schedule) for schedule in (equal_tokens, own_schedule)]
     found = iter(runs.map(_simulate, *zip(*jobs, strict=True)))
     rows = []
     for stages, prompt in cells:

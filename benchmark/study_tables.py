@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from study_cases import DEVICES, MODELS, NAMES, PLACES, STAGES, Case, Run, Runs
 
-from ppinfer.planner.cost import Efficiency
+from ppinfer.planner.cost import USUAL
 
 LINKS = ("nvlink4", "infiniband-ndr", "pcie4", "ethernet-100", "ethernet-25", "ethernet-10")
 LINK_NAMES = {
@@ -101,10 +101,10 @@ def shares_of(run: Run, ideal: Run) -> Shares:
     outcome, without = run.outcome, ideal.outcome
     assert outcome is not None
     assert without is not None
-    efficiency, stages = Efficiency(), outcome.stages
+    stages = outcome.stages
     count, whole = len(stages), outcome.seconds
     launches = sum(
-        stage.steps * (layers * efficiency.layer_seconds + efficiency.step_seconds)
+        stage.steps * (layers * USUAL.layer_seconds + USUAL.step_seconds)
         for stage, layers in zip(stages, run.layers, strict=True)
     ) / (count * whole)
     working = [stage.busy_share for stage in stages]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,11 +45,13 @@ class Shape:
 class Row:
     """One way to run a model: Hugging Face ``generate`` (0 stages) or a pipeline.
 
-    ``micro_batches`` is their number, or ``None`` for the engine's own choice.
+    ``micro_batches`` is their number, or ``None`` for the engine's own choice. ``plan`` has the
+    settings of a pipeline that was planned.
     """
 
     stages: int
     micro_batches: int | None = None
+    plan: tuple[tuple[str, Any], ...] = ()
 
     @property
     def is_hf(self) -> bool:
@@ -59,6 +61,8 @@ class Row:
     def name(self) -> str:
         if self.is_hf:
             return HF_NAME
+        if self.plan:
+            return f"as planned, {self.stages} stages"
         name = "1 process" if self.stages == 1 else f"{self.stages} stages"
         return name if self.micro_batches is None else f"{name}, {self.micro_batches} mb"
 
@@ -67,6 +71,8 @@ class Row:
         largest = max(shape.batch for shape in shapes)
         longest = max(shape.prompt + shape.new for shape in shapes)
         settings: dict[str, Any] = {"pp_size": self.stages, "max_model_len": longest}
+        if self.plan:
+            return settings | dict(self.plan)
         size = -(-largest // (self.micro_batches or self.stages))
         settings["micro_batch_size"] = size
         if self.micro_batches is not None:
@@ -120,10 +126,21 @@ def parse_dtypes(text: str) -> tuple[str, ...]:
 
 
 def rows_of(
-    stages: Sequence[int], micro_batches: Sequence[int | None] = (None,), hf: bool = True
+    stages: Sequence[int],
+    micro_batches: Sequence[int | None] = (None,),
+    hf: bool = True,
+    plan: Mapping[str, Any] | None = None,
 ) -> tuple[Row, ...]:
-    """Hugging Face first, then every pipeline size with every number of micro-batches."""
+    """Hugging Face first, then every pipeline size with every number of micro-batches, then what
+    was planned; its dtype is left to the benchmark."""
     pipelines = [Row(size, count) for size in stages for count in micro_batches]
+    if plan:
+        kept = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in plan.items()
+            if name not in ("dtype", "pp_size")
+        }
+        pipelines.append(Row(plan["pp_size"], None, tuple(sorted(kept.items()))))
     return (*([Row(0)] if hf else []), *pipelines)
 
 

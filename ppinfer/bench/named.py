@@ -39,6 +39,24 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llama-13b": llama_config(
         hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40
     ),
+    "llama-70b": llama_config(
+        hidden_size=8192,
+        intermediate_size=28672,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        vocab_size=128256,
+        max_position_embeddings=131072,
+    ),
+    "llama-405b": llama_config(
+        hidden_size=16384,
+        intermediate_size=53248,
+        num_hidden_layers=126,
+        num_attention_heads=128,
+        num_key_value_heads=8,
+        vocab_size=128256,
+        max_position_embeddings=131072,
+    ),
     "toy": llama_config(
         hidden_size=64,
         intermediate_size=128,

@@ -10,7 +10,18 @@ from typing import Annotated
 
 import typer
 
-from ppinfer.cli import batch, bench, chat, doctor, generate, inspect, serve, timeline
+from ppinfer.cli import (
+    batch,
+    bench,
+    chat,
+    doctor,
+    generate,
+    inspect,
+    plan,
+    serve,
+    simulate,
+    timeline,
+)
 from ppinfer.cli.terminal import guarded
 from ppinfer.version import __version__
 
@@ -35,6 +46,8 @@ for _command in (
     serve.serve,
     batch.batch,
     inspect.inspect,
+    plan.plan,
+    simulate.simulate,
     timeline.timeline,
     doctor.doctor,
 ):

@@ -9,8 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from ppinfer.cli.bench_output import outcome
+from ppinfer.cli.bench_predictions import predictions
 from ppinfer.cli.bench_serve import serve
 from ppinfer.cli.options import engine_options, takes
+from ppinfer.cli.plan_file import read_settings
 from ppinfer.cli.terminal import guarded
 from ppinfer.errors import ConfigError
 
@@ -25,6 +27,10 @@ _MODEL_HELP = "A folder, a .gguf file, demo, or llama-7b, llama-13b, toy (made-u
 _Models = Annotated[list[str], typer.Argument(metavar="MODEL", help=_MODEL_HELP)]
 _Model = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP)]
 _AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+_Plan = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="A row with the settings of ppinfer plan --json as well."),
+]
 _Output = Annotated[
     Path | None,
     typer.Option(metavar="STEM", help="Write STEM.json and STEM.md, also while it goes on."),
@@ -58,6 +64,7 @@ def throughput(
     ] = "auto",
     dtypes: _Dtypes = "bf16,fp32",
     repeats: _Repeats = 3,
+    plan: _Plan = None,
     hf: _Hf = True,
     max_cell_seconds: _MaxCell = 120.0,
     memory_limit: _MemoryLimit = None,
@@ -78,7 +85,10 @@ def throughput(
 
     wanted_shapes, wanted_dtypes = cases.parse_shapes(shapes), cases.parse_dtypes(dtypes)
     rows = cases.rows_of(
-        cases.parse_counts(pp_sizes, "pp-sizes"), cases.parse_micro_batches(micro_batches), hf
+        cases.parse_counts(pp_sizes, "pp-sizes"),
+        cases.parse_micro_batches(micro_batches),
+        hf,
+        None if plan is None else read_settings(plan),
     )
     protocol = _protocol(repeats, max_cell_seconds, memory_limit, settings)
     done: list[Comparison] = []
@@ -267,7 +277,17 @@ def driver(
             out.keep(cells, [bench.table(cells, subject.name)])
 
 
-for _command in (throughput, latency, comm, scaling, loading, driver, invariance, serve):
+for _command in (
+    throughput,
+    latency,
+    comm,
+    scaling,
+    loading,
+    driver,
+    invariance,
+    serve,
+    predictions,
+):
     app.command(help=" ".join((_command.__doc__ or "").split()))(guarded(_command))
 
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
 import msgspec
 import typer
 
+from ppinfer.cli.plan_file import read_settings
 from ppinfer.config import EngineConfig, settings_help
 from ppinfer.errors import RequestError
 from ppinfer.sampling import SamplingParams
@@ -49,16 +50,23 @@ class OptionGroup:
     types: Mapping[str, Any]
     defaults: Mapping[str, Any]
     help: Mapping[str, str]
+    has_plan: bool = False
 
     def parameters(self) -> list[inspect.Parameter]:
-        return [self._parameter(name, hint) for name, hint in self.types.items()]
+        found = [self._parameter(name, hint) for name, hint in self.types.items()]
+        return [*found, _plan_parameter(self.panel)] if self.has_plan else found
 
     def take(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Remove this group's options from ``values``; those that are not at their default."""
+        """Remove this group's options from ``values``; those that are not at their default.
+
+        What a plan says holds where nothing else was given.
+        """
         taken: dict[str, Any] = {}
         for name in self.types:
             taken[name] = not values.pop(f"no_{name}") if self._is_on(name) else values.pop(name)
-        return {name: value for name, value in taken.items() if value != self.defaults[name]}
+        changed = {name: value for name, value in taken.items() if value != self.defaults[name]}
+        plan = values.pop("plan") if self.has_plan else None
+        return changed if plan is None else read_settings(plan) | changed
 
     def _is_on(self, name: str) -> bool:
         """Whether a flag turns the setting off."""
@@ -84,8 +92,22 @@ class OptionGroup:
         )
 
 
+def _plan_parameter(panel: str) -> inspect.Parameter:
+    option = typer.Option(
+        None,
+        "--plan",
+        metavar="FILE",
+        help="Settings out of a file that ppinfer plan --json made; options go before it.",
+        rich_help_panel=panel,
+    )
+    return inspect.Parameter(
+        "plan", inspect.Parameter.KEYWORD_ONLY, default=option, annotation=Path | None
+    )
+
+
 def engine_options(*names: str) -> OptionGroup:
-    """The settings of these names, or all that matter to a command, as ``settings``."""
+    """The settings of these names, or all that matter to a command and a plan of them, as
+    ``settings``."""
     hints = get_type_hints(EngineConfig)
     known = {item.name: item.default for item in fields(EngineConfig)}
     assert MISSING not in known.values()
@@ -96,6 +118,7 @@ def engine_options(*names: str) -> OptionGroup:
         types={name: _WRITTEN_AS.get(name, hints[name]) for name in chosen},
         defaults={name: known[name] for name in chosen},
         help=settings_help(),
+        has_plan=not names,
     )
 
 

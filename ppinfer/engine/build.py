@@ -38,6 +38,7 @@ from ppinfer.messages import (
     StageSetup,
 )
 from ppinfer.models.config import ModelConfig
+from ppinfer.schedule.pace import Measured
 from ppinfer.schedule.partition import StageRange
 from ppinfer.schedule.slot import STEPS_A_SLOT
 from ppinfer.schedule.tuning import Tuning
@@ -55,7 +56,8 @@ def no_progress(event: str, done: float, total: float) -> None:
 class Pipeline:
     """What stands once every stage is ready.
 
-    ``startup_seconds`` has one entry a part; parts of stages are those of the slowest.
+    ``measured`` is what a step was found to take, where that was asked for. ``startup_seconds`` has
+    one entry a part; parts of stages are those of the slowest.
     """
 
     config: ModelConfig
@@ -68,6 +70,7 @@ class Pipeline:
     eos_token_ids: tuple[int, ...]
     notes: list[str]
     tuning: Tuning
+    measured: Measured | None = None
     startup_seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -167,6 +170,7 @@ def build_pipeline(
             *(tokenizer.notes if tokenizer is not None else ()),
         ],
         tuning=tuning,
+        measured=measured,
         startup_seconds=timer.seconds,
     )
 

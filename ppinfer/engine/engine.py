@@ -86,6 +86,8 @@ class PPInferEngine:
         """What was decided otherwise than asked for, each a sentence."""
         self.choices: list[str] = []
         """What was left open and chosen by measurement, each a phrase with predicted figures."""
+        self.pipeline: Pipeline | None = None
+        """What stands, with what was measured of it; ``None`` where another rank drives."""
         self.dtype: str = self.config.dtype
         """The arithmetic in force."""
         self.tokenizer: Tokenizer | None = None
@@ -119,6 +121,7 @@ class PPInferEngine:
 
     def _take_up(self, supervisor: Supervisor, pipeline: Pipeline) -> None:
         """Hand the pipeline that stands to a driver."""
+        self.pipeline = pipeline
         self.stage_pids = supervisor.pids
         self.startup_seconds, self.loaded = pipeline.startup_seconds, pipeline.loaded
         self.notes, self.dtype = pipeline.notes, pipeline.dtype

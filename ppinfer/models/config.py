@@ -14,6 +14,7 @@ import msgspec
 
 from ppinfer.errors import CheckpointError
 from ppinfer.models.rope_config import RopeConfig, read_rope
+from ppinfer.planner.shape import ModelShape
 
 __all__ = ["ModelConfig", "RopeConfig", "read_hf_config", "require_int"]
 
@@ -104,6 +105,21 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         count += self.embedding_parameters if first_layer == 0 else 0
         count += self.head_parameters if last_layer == self.num_layers else 0
         return count
+
+    def shape(self, name: str) -> ModelShape:
+        """The same for the planner, which knows sizes alone."""
+        return ModelShape(
+            name=name,
+            num_layers=self.num_layers,
+            hidden_size=self.hidden_size,
+            layer_parameters=self.layer_parameters,
+            embedding_parameters=self.embedding_parameters,
+            head_parameters=self.head_parameters,
+            q_size=self.q_size,
+            kv_size=self.kv_size,
+            vocab_size=self.vocab_size,
+            max_position=self.max_position,
+        )
 
     def kv_bytes_per_token(self, num_layers: int, itemsize: int) -> int:
         """Bytes of keys and values that one position takes in ``num_layers`` layers."""

@@ -1,4 +1,4 @@
-"""From devices, links and settings to a pipeline in numbers: cut and tuned as the engine does it."""
+"""From devices, links and settings to a pipeline in numbers, cut and tuned as the engine does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ppinfer.planner.pipeline import PipelineModel
 from ppinfer.planner.shape import ITEM_BYTES, ModelShape
 from ppinfer.schedule.pace import Measured
 from ppinfer.schedule.partition import StageRange
-from ppinfer.schedule.tuning import tune
+from ppinfer.schedule.tuning import PREFILL_CHUNKS, tune
 
 KV_SHARE = 0.9
 """Of what is free beside weights, the part that a GPU's KV cache may take."""
@@ -38,7 +38,7 @@ def assemble(
     config: EngineConfig,
     *,
     context: int,
-    efficiency: Efficiency = Efficiency(),
+    efficiency: Efficiency,
 ) -> Assembled:
     """The pipeline of a stage a device.
 
@@ -48,29 +48,33 @@ def assemble(
 
     Raises:
         ConfigError: a device does not compute in this dtype, or see ``partition_layers``.
-        CapacityError: the model, or not even one request of ``context`` tokens, fits.
+        CapacityError: the model does not fit, with what a step needs and any KV cache.
     """
     assert config.pp_size == len(devices)
     whole = (0, model.num_layers)
+
+    def held(layers: StageRange, chunk: int) -> StageMemory:
+        return stage_memory(
+            model,
+            layers,
+            dtype,
+            max_step_tokens=chunk + config.max_sequences,
+            max_sequences=config.max_sequences,
+            block_size=config.block_size,
+        )
+
     tables = [
         RooflineCost(device, model, whole, dtype, efficiency).table(config.max_sequences, context)
         for device in devices
     ]
     sizes = layer_costs(model, dtype)
-    ranges, tuning = tune(
-        Measured(tuple(tables)), sizes, config, [device.usable for device in devices]
-    )
-    memory = tuple(
-        stage_memory(
-            model,
-            layers,
-            dtype,
-            max_step_tokens=tuning.max_prefill_tokens + config.max_sequences,
-            max_sequences=config.max_sequences,
-            block_size=config.block_size,
-        )
-        for layers in ranges
-    )
+    # What stands beside the weights is known once the chunk is; at least so much it will be.
+    least = held(whole, config.max_prefill_tokens or min(PREFILL_CHUNKS))
+    beside = [least.workspace + least.activations] * len(devices)
+    beside[-1] += least.logits
+    room = [max(0, device.usable - taken) for device, taken in zip(devices, beside, strict=True)]
+    ranges, tuning = tune(Measured(tuple(tables)), sizes, config, room)
+    memory = tuple(held(layers, tuning.max_prefill_tokens) for layers in ranges)
     num_blocks = _num_blocks(model, devices, memory, config)
     return Assembled(
         PipelineModel(
@@ -101,13 +105,15 @@ def _num_blocks(
     """Blocks of the poorest stage, or as many as all sequences can ever use."""
     counts = []
     for stage, (device, held) in enumerate(zip(devices, memory, strict=True)):
-        budget = config.kv_cache_memory or int(KV_SHARE * (device.usable - held.without_kv))
+        free = device.usable - held.without_kv
+        budget = config.kv_cache_memory or int(KV_SHARE * free)
         counts.append(budget // held.kv_block)
-        if counts[-1] < 1:
+        if counts[-1] < 1 or budget > free:
+            cache = config.kv_cache_memory or -(-held.kv_block // KV_SHARE)
             raise CapacityError(
-                f"Stage {stage} on {device.name} has {device.usable / 1e9:.1f} GB, but needs "
-                f"{held.without_kv / 1e9:.1f} GB without any KV cache; use more devices, larger "
-                "ones, or a smaller dtype."
+                f"Stage {stage} on {device.name} has {device.usable / 1e9:.3g} GB, but needs "
+                f"{held.without_kv / 1e9:.3g} GB and a KV cache of at least {cache / 1e9:.2g} GB; "
+                "use more devices, larger ones, or a smaller dtype."
             )
     longest = config.max_model_len or model.max_position
     return min(min(counts), config.max_sequences * -(-longest // config.block_size))

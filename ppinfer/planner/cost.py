@@ -7,7 +7,7 @@ do. Added to it is what launching a layer and beginning a step take. Five parame
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
@@ -29,12 +29,18 @@ class StepSeconds:
     send: float = 0.0
 
     @property
-    def total(self) -> float:
-        return self.prepare + self.compute + self.sample + self.send
+    def after_input(self) -> float:
+        """All but what can be prepared before the input comes."""
+        return self.compute + self.sample + self.send
+
+    def stretched(self, prepare: float, after_input: float) -> StepSeconds:
+        """The same work where it takes so long."""
+        factor = after_input / self.after_input if self.after_input else 1.0
+        return StepSeconds(prepare, self.compute * factor, self.sample * factor, self.send * factor)
 
 
 class StageCost(Protocol):
-    """How long one stage takes for a step."""
+    """How long one stage takes for a step. Stages that are equal take equally long."""
 
     def step(self, work: StepWork, threads: int) -> StepSeconds:
         """``threads`` are those of the plan, 0 where the stage decides itself."""
@@ -74,9 +80,13 @@ class Efficiency:
                 raise ConfigError(f"{name} must be seconds from 0 on, not {getattr(self, name)}.")
 
 
+USUAL = Efficiency()
+"""Of eager kernels on GPUs; a guess until somebody measures."""
+
+
 @dataclass(frozen=True)
 class RooflineCost:
-    """A stage of some layers on a device.
+    """A stage of some layers on a device; equal to others that do as much.
 
     Raises:
         ConfigError: the device does not compute in this dtype.
@@ -84,19 +94,23 @@ class RooflineCost:
 
     device: Device
     model: ModelShape
-    layers: StageRange
+    layers: StageRange = field(compare=False)
     dtype: str
-    efficiency: Efficiency = Efficiency()
+    efficiency: Efficiency = USUAL
+    _does: tuple[int, bool, bool] = field(init=False, repr=False)  # layers, embedding, head
 
     def __post_init__(self) -> None:
         self.device.require(self.dtype)
+        first, last = self.layers
+        does = (last - first, first == 0, last == self.model.num_layers)
+        object.__setattr__(self, "_does", does)
 
     def step(self, work: StepWork, threads: int = 0) -> StepSeconds:
-        first, last = self.layers
-        compute = (last - first) * self.layer_seconds(work)
-        if first == 0:
+        num_layers, embeds, has_head = self._does
+        compute = num_layers * self.layer_seconds(work)
+        if embeds:
             compute += self._read(work.tokens * self.model.hidden_size)
-        sample = self.head_seconds(work.samples) if last == self.model.num_layers else 0.0
+        sample = self.head_seconds(work.samples) if has_head else 0.0
         return StepSeconds(self.efficiency.step_seconds, compute, sample)
 
     def layer_seconds(self, work: StepWork) -> float:

@@ -7,7 +7,6 @@ to it, or replaces entries of the same name.
 from __future__ import annotations
 
 import difflib
-import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,9 @@ from typing import Any, TypeVar
 from ppinfer.errors import ConfigError
 
 DTYPES = ("fp32", "bf16", "fp16")
+
+_LEAST, _MOST = 1e-6, 1e9
+"""What a figure of a file may be, in its unit."""
 
 ItemT = TypeVar("ItemT")
 
@@ -114,23 +116,29 @@ class Catalog:
         return links
 
 
-@cache
 def load_catalog(path: Path | None = None) -> Catalog:
     """The built-in table, with a user's file on top.
 
     Raises:
         ConfigError: the file cannot be read, or an entry in it is not as it should be.
     """
-    own = resources.files("ppinfer.planner").joinpath("hardware.toml")
-    catalog = _read(own.read_text(encoding="utf-8"), "hardware.toml")
+    catalog = _own()
     if path is None:
         return catalog
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The hardware file {path} cannot be read: {error}.") from error
+    except OSError as error:
+        raise ConfigError(f"The hardware file {path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"The hardware file {path} is no UTF-8 text.") from error
     added = _read(text, str(path))
     return Catalog({**catalog.devices, **added.devices}, {**catalog.links, **added.links})
+
+
+@cache
+def _own() -> Catalog:
+    text = resources.files("ppinfer.planner").joinpath("hardware.toml").read_text(encoding="utf-8")
+    return _read(text, "hardware.toml")
 
 
 def _read(text: str, where: str) -> Catalog:
@@ -141,70 +149,78 @@ def _read(text: str, where: str) -> Catalog:
     unknown = table.keys() - {"device", "link"}
     if unknown:
         raise ConfigError(
-            f"{where} has a table [{min(unknown)}]; devices are written [device.NAME], links "
+            f"{where} has {min(unknown)!r} at its top; devices are written [device.NAME], links "
             "[link.NAME]."
         )
-    devices, links = table.get("device", {}), table.get("link", {})
+    devices, links = _entries(table, "device", where), _entries(table, "link", where)
     return Catalog(
-        {
-            name: _device(name, _Entry(entry, f"{where}: device {name}"))
-            for name, entry in devices.items()
-        },
-        {
-            name: _link(name, _Entry(entry, f"{where}: link {name}"))
-            for name, entry in links.items()
-        },
+        {name: _device(name, entry) for name, entry in devices.items()},
+        {name: _link(name, entry) for name, entry in links.items()},
     )
+
+
+def _entries(table: Mapping[str, Any], kind: str, where: str) -> dict[str, _Entry]:
+    entries = table.get(kind, {})
+    for name, entry in entries.items() if isinstance(entries, dict) else [("NAME", None)]:
+        if not isinstance(entry, dict):
+            raise ConfigError(f"{where}: a {kind} is written as a table, [{kind}.{name}].")
+        if not name.strip() or any(sign in name for sign in ":, "):
+            raise ConfigError(
+                f"{where}: {kind} {name!r} needs a name without colons, commas and blanks."
+            )
+    return {name: _Entry(entry, f"{where}: {kind} {name}") for name, entry in entries.items()}
 
 
 class _Entry:
     """One table of the file, whose keys are taken one by one."""
 
-    def __init__(self, entry: Any, where: str) -> None:
-        if not isinstance(entry, dict):
-            raise ConfigError(f"{where} must be a table.")
+    def __init__(self, entry: Mapping[str, Any], where: str) -> None:
         self._left = dict(entry)
-        self._where = where
+        self._known: list[str] = []
+        self.where = where
 
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self._left.pop(key, default)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not 0 <= value < math.inf
-        ):
-            raise ConfigError(f"{self._where}: {key} must be a number from 0 on, not {value!r}.")
+    def number(self, key: str, default: float | None = None, least: float = _LEAST) -> float:
+        value = self._take(key, default)
+        if value is None:
+            raise ConfigError(f"{self.where} needs {key}, a number.")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not least <= value <= _MOST:
+            raise ConfigError(
+                f"{self.where}: {key} must be a number from {least:g} to {_MOST:g}, not {value!r}."
+            )
         return float(value)
 
-    def positive(self, key: str, default: float | None = None) -> float:
-        value = self.number(key, default)
-        if not value:
-            raise ConfigError(f"{self._where}: {key} must be above 0.")
-        return value
-
     def source(self) -> str:
-        value = self._left.pop("source", "")
+        value = self._take("source", "")
         if not isinstance(value, str):
-            raise ConfigError(f"{self._where}: source must be text, not {value!r}.")
+            raise ConfigError(f"{self.where}: source must be text, not {value!r}.")
         return value
 
     def has(self, key: str) -> bool:
+        self._known.append(key)
         return key in self._left
 
     def end(self) -> None:
         if self._left:
-            raise ConfigError(f"{self._where} has an unknown key {min(self._left)!r}.")
+            raise ConfigError(
+                f"{self.where} has an unknown key {min(self._left)!r}; known are "
+                f"{', '.join(dict.fromkeys(self._known))}."
+            )
+
+    def _take(self, key: str, default: Any) -> Any:
+        self._known.append(key)
+        return self._left.pop(key, default)
 
 
 def _device(name: str, entry: _Entry) -> Device:
-    memory = int(entry.positive("memory_gb") * 1e9)
+    memory = int(entry.number("memory_gb") * 1e9)
     device = Device(
         name=name,
         memory=memory,
-        usable=int(entry.positive("usable_gb", 0.92 * memory / 1e9) * 1e9),
-        bandwidth=entry.positive("bandwidth_gb_s") * 1e9,
+        usable=int(entry.number("usable_gb", 0.92 * memory / 1e9) * 1e9),
+        bandwidth=entry.number("bandwidth_gb_s") * 1e9,
         peak={
-            dtype: entry.positive(f"{dtype}_tflops") * 1e12
+            dtype: entry.number(f"{dtype}_tflops") * 1e12
             for dtype in DTYPES
             if entry.has(f"{dtype}_tflops")
         },
@@ -212,17 +228,17 @@ def _device(name: str, entry: _Entry) -> Device:
     )
     entry.end()
     if not device.peak:
-        raise ConfigError(f"device {name} needs fp32_tflops, bf16_tflops or fp16_tflops.")
+        raise ConfigError(f"{entry.where} needs fp32_tflops, bf16_tflops or fp16_tflops.")
     if device.usable > memory:
-        raise ConfigError(f"device {name} has usable_gb above memory_gb.")
+        raise ConfigError(f"{entry.where}: usable_gb must be at most memory_gb.")
     return device
 
 
 def _link(name: str, entry: _Entry) -> Link:
     link = Link(
         name=name,
-        bandwidth=entry.positive("bandwidth_gb_s") * 1e9,
-        latency=entry.number("latency_us") * 1e-6,
+        bandwidth=entry.number("bandwidth_gb_s") * 1e9,
+        latency=entry.number("latency_us", least=0) * 1e-6,
         source=entry.source(),
     )
     entry.end()

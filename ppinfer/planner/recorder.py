@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ppinfer.messages import StepPlan
 from ppinfer.planner.cost import StepSeconds
 from ppinfer.planner.outcome import Outcome, Percentiles, StageUse
+from ppinfer.planner.step import Step
 from ppinfer.planner.traffic import Arrival
 from ppinfer.schedule.block_pool import BlockPool
 from ppinfer.schedule.micro_batch import TokenUpdate
@@ -14,10 +15,10 @@ from ppinfer.trace.model import Lane, Span, StepFacts, Trace
 
 
 class _Use:
-    """One stage's seconds so far; ``idle`` of its latest wait belong to no request."""
+    """One stage's seconds so far; ``last`` is the end of its latest step."""
 
     def __init__(self) -> None:
-        self.work = [0.0, 0.0, 0.0, 0.0]  # prepare, compute, sample, send
+        self.prepare = self.compute = self.sample = self.send = 0.0
         self.ramp_up = self.no_request = self.wait_plan = self.wait_input = 0.0
         self.steps = 0
         self.last = 0.0
@@ -37,7 +38,7 @@ class Recorder:
         self._between: list[float] = []
         self._whole: list[float] = []
         self._rows = self._steps = self._in_flight = 0
-        self._idle_since = self._idle = 0.0
+        self._idle_since = 0.0
         self._end = 0.0
         self._kv_peak, self._kv_seconds, self._kv_since, self._kv_used = 0, 0.0, 0.0, 0
         self._trace = _TraceMaker(num_stages) if trace else None
@@ -48,14 +49,16 @@ class Recorder:
 
     # ------------------------------------------------------------ the driver
 
-    def planned(self, plan: StepPlan, start: float, end: float) -> None:
-        self._idle = start - self._idle_since if not self._in_flight else 0.0
+    def planned(self, plan: StepPlan, start: float, end: float) -> float:
+        """Returns for how long nothing had been in flight."""
+        gap = 0.0 if self._in_flight else start - self._idle_since
         self._in_flight += 1
         self._steps += 1
         self._rows += len(plan.steps)
         self._look_at_memory(start)
         if self._trace is not None:
             self._trace.planned(plan, start, end)
+        return gap
 
     def committed(
         self, step_id: int, start: float, end: float, updates: Sequence[TokenUpdate]
@@ -83,34 +86,35 @@ class Recorder:
 
     # ------------------------------------------------------------ the stages
 
-    def waited(self, stage: int, step_id: int, since: float, planned: float, until: float) -> None:
-        """A stage without work since some time begins a step whose plan came at ``planned``."""
-        use = self._uses[stage]
-        for_plan = max(0.0, min(planned, until) - since)
-        for_input = until - since - for_plan
-        if not use.steps:
-            use.ramp_up += for_plan + for_input
-        else:
-            idle = min(self._idle, for_plan)
-            use.no_request += idle
-            use.wait_plan += for_plan - idle
-            use.wait_input += for_input
-        if self._trace is not None:
-            self._trace.waited(stage, step_id, since + for_plan, until)
-
-    def worked(
-        self, stage: int, step_id: int, start: float, end: float, parts: StepSeconds
+    def passed(
+        self, stage: int, step: Step, since: float, start: float, end: float, parts: StepSeconds
     ) -> None:
-        """It took longer than its parts where others used the same cores."""
-        use = self._uses[stage]
-        stretch = (end - start) / parts.total if parts.total else 1.0
-        each = [stretch * part for part in (parts.prepare, parts.compute, parts.sample, parts.send)]
-        for index, seconds in enumerate(each):
-            use.work[index] += seconds
+        """A stage that had nothing to do since some time did its part of a step.
+
+        Causes of waits are told apart as in ``trace/analysis.py``.
+
+        Args:
+            start: when it had the input.
+        """
+        use, for_plan, prepare = self._uses[stage], step.planned - since, parts.prepare
+        if not use.steps:
+            use.ramp_up = start - prepare
+        elif for_plan > 0:
+            if 2 * step.gap > for_plan:  # most of the wait
+                use.no_request += for_plan
+            else:
+                use.wait_plan += for_plan
+            use.wait_input += start - prepare - step.planned
+        else:
+            use.wait_input += start - prepare - since
+        use.prepare += prepare
+        use.compute += parts.compute
+        use.sample += parts.sample
+        use.send += parts.send
         use.steps += 1
         use.last = end
         if self._trace is not None:
-            self._trace.worked(stage, step_id, start, end, each)
+            self._trace.passed(stage, step, since, start, end, parts)
 
     # ------------------------------------------------------------ the end
 
@@ -126,7 +130,7 @@ class Recorder:
             between_tokens=Percentiles.of(self._between),
             whole=Percentiles.of(self._whole),
             kv_peak=self._kv_peak / self._pool.num_blocks,
-            kv_mean=self._kv_seconds / (self._end * self._pool.num_blocks) if self._end else 0.0,
+            kv_mean=self._kv_seconds / (seconds * self._pool.num_blocks),
             steps=self._steps,
             sequences_a_step=self._rows / max(self._steps, 1),
             preemptions=preemptions,
@@ -135,16 +139,15 @@ class Recorder:
         )
 
     def _stage(self, use: _Use, start: float) -> StageUse:
-        prepare, compute, sample, send = use.work
         return StageUse(
-            work={"compute": compute, "sample": sample, "prepare": prepare},
+            work={"compute": use.compute, "sample": use.sample, "prepare": use.prepare},
             waits={
                 "ramp up": use.ramp_up - start,
                 "drain": self._end - use.last,
                 "no request": use.no_request,
                 "wait_plan": use.wait_plan,
                 "wait_input": use.wait_input,
-                "send": send,
+                "send": use.send,
             },
             steps=use.steps,
             seconds=self._end - start,
@@ -169,18 +172,16 @@ class _TraceMaker:
         _append(self._driver, "wait", -1, start)
         _append(self._driver, activity, step_id, end)
 
-    def waited(self, stage: int, step_id: int, planned: float, until: float) -> None:
-        _append(self._stages[stage], "wait_plan", -1, planned)
-        _append(self._stages[stage], "wait_input", step_id, until)
-
-    def worked(
-        self, stage: int, step_id: int, start: float, end: float, parts: Sequence[float]
+    def passed(
+        self, stage: int, step: Step, since: float, start: float, end: float, parts: StepSeconds
     ) -> None:
-        at = start
-        for activity, seconds in zip(("prepare", "compute", "sample"), parts, strict=False):
-            at += seconds
-            _append(self._stages[stage], activity, step_id, at)
-        _append(self._stages[stage], "send", step_id, end)
+        lane = self._stages[stage]
+        _append(lane, "wait_plan", -1, step.planned)
+        _append(lane, "prepare", step.id, max(since, step.planned) + parts.prepare)
+        _append(lane, "wait_input", step.id, start)
+        _append(lane, "compute", step.id, start + parts.compute)
+        _append(lane, "sample", step.id, end - parts.send)
+        _append(lane, "send", step.id, end)
 
     def trace(self) -> Trace:
         end = max(

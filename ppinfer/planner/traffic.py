@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ppinfer.errors import ConfigError
@@ -34,38 +34,36 @@ def static_batch(count: int, prompt: int, new: int) -> list[Arrival]:
     return [Arrival(0.0, prompt, new, new)] * count
 
 
-def poisson(
+def arrivals(
     count: int,
-    rate: float,
     prompts: tuple[int, int],
     outputs: tuple[int, int],
     *,
-    limit: int | None = None,
-    streamed: bool = True,
+    rate: float | None = None,
     seed: int = 0,
 ) -> list[Arrival]:
-    """Requests that come at random, ``rate`` a second on average.
+    """Requests whose lengths are drawn evenly between two bounds, both included.
 
-    Lengths are drawn evenly between two bounds, both included.
+    Args:
+        rate: how many come a second, on average, at random (a Poisson process); somebody reads
+            these along. ``None``: all are there at the beginning.
 
     Raises:
-        ConfigError: a bound is below 1, out of order, or above ``limit``; no requests, or no rate.
+        ConfigError: a bound is below 1 or out of order; there are no requests, or no rate.
     """
+    _check(count, prompts[0], outputs[0])
     for low, high in (prompts, outputs):
-        _check(count, low, low)
         if high < low:
             raise ConfigError(f"lengths must be given from low to high, not {low}-{high}.")
-    if not rate > 0:
+    if rate is not None and not 0 < rate < math.inf:
         raise ConfigError(f"a rate must be requests a second above 0, not {rate}.")
-    if limit is not None and limit < outputs[1]:
-        raise ConfigError(f"outputs of up to {outputs[1]} tokens exceed the limit of {limit}.")
     draw = random.Random(seed)
     at = 0.0
     found = []
     for _ in range(count):
-        at += draw.expovariate(rate)
+        at += draw.expovariate(rate) if rate is not None else 0.0
         prompt, new = draw.randint(*prompts), draw.randint(*outputs)
-        found.append(Arrival(at, prompt, new, limit or new, streamed))
+        found.append(Arrival(at, prompt, new, new, rate is not None))
     return found
 
 
@@ -73,7 +71,3 @@ def _check(count: int, prompt: int, new: int) -> None:
     for name, value in (("requests", count), ("prompt", prompt), ("new", new)):
         if value < 1:
             raise ConfigError(f"{name} must be at least 1, not {value}.")
-
-
-def total_tokens(arrivals: Sequence[Arrival]) -> int:
-    return sum(arrival.new for arrival in arrivals)

@@ -6,8 +6,6 @@ has to read. Slots of equal weight make equal steps, and equal steps leave no bu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from ppinfer.schedule.micro_batch import MicroBatchManager
 from ppinfer.schedule.sequence import Sequence
 from ppinfer.schedule.slot import MicroBatch
@@ -27,8 +25,9 @@ class Balance:
     def weight(self, seq: Sequence) -> float:
         return 1.0 + self._context_weight * max(seq.num_planned, seq.num_tokens)
 
-    def load(self, sequences: Iterable[Sequence]) -> float:
-        return sum(map(self.weight, sequences))
+    def load(self, slot: MicroBatch) -> float:
+        sums = slot.sums
+        return sums.size + self._context_weight * sums.context
 
     def even_out(self, total: int, in_use: int) -> None:
         """Move sequences from heavy slots to light ones, and all of them out of slots past
@@ -49,10 +48,10 @@ class Balance:
             return
         share = self._share(total, in_use)
         for _ in range(self._manager.num_running):  # each move makes them more equal
-            heaviest = max(slots[:in_use], key=lambda slot: self.load(slot.sequences))
+            heaviest = max(slots[:in_use], key=self.load)
             lightest = self._lightest(in_use, heaviest)
             best = self._best_move(heaviest, lightest)
-            if best is None or self.load(heaviest.sequences) - self.weight(best) / 2 <= share:
+            if best is None or self.load(heaviest) - self.weight(best) / 2 <= share:
                 return
             self._manager.move(best, lightest)
 
@@ -66,26 +65,27 @@ class Balance:
             return False
         if in_use == 1:
             return True
-        load = self.load(slot.sequences)
+        load = self.load(slot)
         others = (other for other in self._manager.slots[:in_use] if other is not slot)
         return load + self.weight(newcomer) <= self._share(total, in_use) or all(
-            load <= self.load(other.sequences) for other in others
+            load <= self.load(other) for other in others
         )
 
     def _share(self, total: int, in_use: int) -> float:
         """What each slot would hold if those that run or could run weighed the same everywhere."""
         manager = self._manager
-        waiting = manager.waiting(max(0, total - manager.num_running))
-        return (self.load(manager.running()) + self.load(waiting)) / in_use
+        waiting = min(max(0, total - manager.num_running), manager.num_waiting)
+        context = manager.sums().context + manager.queue.num_tokens(waiting)
+        return (manager.num_running + waiting + self._context_weight * context) / in_use
 
     def _lightest(self, in_use: int, giver: MicroBatch) -> MicroBatch:
         slots, turn = self._manager.slots[:in_use], (giver.index + 1) % in_use
         turns = [*slots[turn:], *slots[:turn]]
-        return min(turns, key=lambda slot: self.load(slot.sequences))
+        return min(turns, key=self.load)
 
     def _best_move(self, source: MicroBatch, target: MicroBatch) -> Sequence | None:
         """Whose move leaves the two most equal; ``None`` where it would not be worth it."""
-        difference = self.load(source.sequences) - self.load(target.sequences)
+        difference = self.load(source) - self.load(target)
         best = min(
             source.sequences, key=lambda seq: abs(difference - 2 * self.weight(seq)), default=None
         )

@@ -134,6 +134,8 @@ class GenerateSchedule:
         self, slot: MicroBatch, prompts: list[Sequence], rows: int, total: int, in_use: int
     ) -> list[tuple[Sequence, int]]:
         """What the step computes of the slot's prompts and of those that join it now."""
+        if not prompts and not self._takes_one(slot, 0, total, in_use):
+            return []
         prompts.sort(key=lambda seq: seq.rank)
         budget = Budget(self._max_prefill_tokens, rows, self._seconds(total, in_use), self._steps)
         left = budget.give(prompts[0], part=0.5) if prompts else 0
@@ -173,16 +175,11 @@ class GenerateSchedule:
         """Time for the prompts of a step."""
         if self._steps is None:
             return 0.0
-        decoding = context = streams = 0
-        for seq in self._manager.running():
-            if seq.num_planned >= seq.num_known:
-                decoding += 1
-                context += seq.num_planned
-                streams += seq.request.streamed
+        sums = self._manager.sums()
         return seconds_for_prompts(
             self._steps,
             self._max_prefill_tokens,
-            decoding / in_use,
-            context / in_use,
-            (total - decoding) / streams if streams else None,
+            sums.decoding / in_use,
+            sums.planned / in_use,
+            (total - sums.decoding) / sums.streams if sums.streams else None,
         )

@@ -20,10 +20,8 @@ through plans in order, so those steps write before the next owner does.
 
 from __future__ import annotations
 
-from bisect import insort
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
-from itertools import accumulate, islice, takewhile
 
 import msgspec
 
@@ -40,8 +38,9 @@ from ppinfer.messages import (
 from ppinfer.request import FinishReason, Request
 from ppinfer.schedule.block_pool import BlockPool
 from ppinfer.schedule.memory import KVMemory
+from ppinfer.schedule.queue import WaitingQueue
 from ppinfer.schedule.sequence import Sequence
-from ppinfer.schedule.slot import STEPS_A_SLOT, MicroBatch
+from ppinfer.schedule.slot import STEPS_A_SLOT, MicroBatch, Sums
 
 # Shared by all plans, which nobody changes: a list a sequence and step would keep the garbage
 # collector busy.
@@ -70,6 +69,7 @@ class MicroBatchManager:
         max_sequences: most sequences that all slots hold together.
         pool: the KV blocks; ``pool.num_used`` are in use.
         memory: who holds which of them.
+        queue: those that wait.
         membership: changes whenever a slot gains or loses a sequence.
         num_preemptions: how often a sequence had to give its blocks back.
     """
@@ -87,10 +87,10 @@ class MicroBatchManager:
         self.max_sequences = max_sequences
         self.pool = pool
         self.memory = KVMemory(pool, prefix_caching)
+        self.queue = WaitingQueue(self.memory)
         self.membership = 0
         self.num_preemptions = 0
         self._sequences: dict[int, Sequence] = {}  # waiting and running
-        self._waiting: list[Sequence] = []  # by rank
         self._in_flight: deque[StepPlan] = deque()  # oldest first
         self._ended: list[int] = []  # since the last plan
         self._next_step = 0
@@ -107,11 +107,11 @@ class MicroBatchManager:
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        return len(self.queue)
 
     @property
     def num_running(self) -> int:
-        return len(self._sequences) - len(self._waiting)
+        return len(self._sequences) - len(self.queue)
 
     @property
     def num_in_flight(self) -> int:
@@ -120,16 +120,16 @@ class MicroBatchManager:
 
     @property
     def first_waiting(self) -> Sequence | None:
-        return self._waiting[0] if self._waiting else None
-
-    def waiting(self, count: int) -> Iterator[Sequence]:
-        """The first ``count`` that wait."""
-        return islice(self._waiting, count)
+        return self.queue.first
 
     def running(self) -> Iterator[Sequence]:
         """Every sequence that a slot holds."""
         for slot in self.slots:
             yield from slot.sequences
+
+    def sums(self) -> Sums:
+        """Of every sequence that a slot holds."""
+        return Sums(*map(sum, zip(*[slot.sums for slot in self.slots], strict=True)))
 
     # ------------------------------------------------------------ queue and slots
 
@@ -145,40 +145,39 @@ class MicroBatchManager:
         seq = Sequence(request, self.memory.most_blocks(request), self._num_arrived, list(prompt))
         self._num_arrived += 1
         self._sequences[request.seq_id] = seq
-        insort(self._waiting, seq, key=_rank)
+        self.queue.add(seq)
 
     def num_admissible(self) -> int:
         """How many of the first waiting requests could run beside those that do.
 
         More may fit in memory than are counted: only the first one's cached prefix is looked up.
         """
-        most = self.max_sequences - self.num_running
-        memory = self.memory
-        if not (most and self._waiting) or memory.fit(self._waiting[0]) is None:
+        most, first = self.max_sequences - self.num_running, self.queue.first
+        if not most or first is None or self.memory.fit(first) is None:
             return 0
-        needed = accumulate(memory.wanted(seq) for seq in islice(self._waiting, most))
-        return max(1, sum(1 for _ in takewhile(lambda blocks: blocks <= memory.room, needed)))
+        return max(1, self.queue.num_fitting(most))
 
     def admit(self, slot: MicroBatch) -> Sequence | None:
         """Move the first waiting request into a slot, if one waits and fits in memory.
 
         It starts behind the longest cached beginning. The next plan must include it.
         """
-        if not self._waiting or (prefix := self.memory.fit(self._waiting[0])) is None:
+        first = self.queue.first
+        if first is None or (prefix := self.memory.fit(first)) is None:
             return None
-        seq = self._waiting.pop(0)
+        seq = self.queue.pop()
         self.memory.enter(seq, prefix)
         seq.enter(slot.index, len(prefix) * self.pool.block_size)
-        slot.sequences.append(seq)
+        slot.add(seq)
         self.membership += 1
         return seq
 
     def move(self, seq: Sequence, target: MicroBatch) -> None:
         """Put a sequence at the end of another slot, for the steps to be planned."""
         assert seq.slot is not None
-        self.slots[seq.slot].sequences.remove(seq)
+        self.slots[seq.slot].remove(seq)
         seq.slot = target.index
-        target.sequences.append(seq)
+        target.add(seq)
 
     def make_room(self, seq: Sequence, count: int) -> bool:
         """Take the blocks for a running sequence's next ``count`` tokens.
@@ -190,7 +189,7 @@ class MicroBatchManager:
         if missing <= 0:
             return True
         while missing > self.pool.num_free:
-            last = max(self.running(), key=_rank)
+            last = max(self.running(), key=lambda seq: seq.rank)
             self._preempt(last)
             if last is seq:
                 return False
@@ -251,6 +250,7 @@ class MicroBatchManager:
         self._next_step += 1
         self._ended = []
         slot.in_flight += 1
+        slot.changed()
         self._in_flight.append(plan)
         return plan
 
@@ -299,7 +299,9 @@ class MicroBatchManager:
                 seq.add_scores(computed, prompt)
             reason: FinishReason | None = None
             if sampled is not None:
+                assert seq.slot is not None
                 reason = seq.take(sampled.token)
+                self.slots[seq.slot].changed()
             elif seq.ends_with_prompt and computed == seq.prompt_len:
                 reason = "length"
             else:
@@ -315,14 +317,14 @@ class MicroBatchManager:
         """Send a running sequence back to the queue, to start over later."""
         self._withdraw(seq)
         seq.start_over(self._next_step)
-        insort(self._waiting, seq, key=_rank)
+        self.queue.add(seq)
         self.num_preemptions += 1
 
     def _end(self, seq: Sequence, reason: FinishReason) -> None:
         """Forget a sequence, at once and wherever it is; the next plan tells the stages."""
         del self._sequences[seq.seq_id]
         if seq.slot is None:
-            self._waiting.remove(seq)
+            self.queue.remove(seq)
         else:
             self._withdraw(seq)
             if reason != "abort" and not seq.ends_with_prompt:
@@ -333,12 +335,8 @@ class MicroBatchManager:
     def _withdraw(self, seq: Sequence) -> None:
         """Take a running sequence out of its slot and memory."""
         assert seq.slot is not None
-        self.slots[seq.slot].sequences.remove(seq)
+        self.slots[seq.slot].remove(seq)
         self.memory.leave(seq)
         if seq.announced:
             self._ended.append(seq.seq_id)
         self.membership += 1
-
-
-def _rank(seq: Sequence) -> tuple[int, int]:
-    return seq.rank

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from ppinfer.config import EngineConfig
 from ppinfer.messages import StepPlan
 from ppinfer.planner.assemble import assemble
+from ppinfer.planner.cost import USUAL
 from ppinfer.planner.hardware import load_catalog
 from ppinfer.planner.pipeline import PipelineModel
 from ppinfer.planner.rivals import (
@@ -21,7 +23,7 @@ from ppinfer.planner.rivals import (
 )
 from ppinfer.planner.shape import ModelShape
 from ppinfer.planner.simulate import ScheduleMaker, own_schedule, simulate
-from ppinfer.planner.traffic import Arrival, poisson, static_batch
+from ppinfer.planner.traffic import Arrival, arrivals, static_batch
 from ppinfer.schedule.micro_batch import MicroBatchManager
 from ppinfer.schedule.tuning import Tuning
 
@@ -40,7 +42,7 @@ def pipeline(stages: int = 4, sequences: int = 16, chunk: int = 256, **other) ->
         **other,
     )  # fmt: skip
     devices, links = [catalog.device("a10")] * stages, [catalog.link("pcie4")] * (stages - 1)
-    return assemble(SHAPE, devices, links, "bf16", config, context=512).pipeline
+    return assemble(SHAPE, devices, links, "bf16", config, context=512, efficiency=USUAL).pipeline
 
 
 class Recording:
@@ -64,20 +66,20 @@ class Recording:
 @pytest.mark.parametrize("rival", RIVALS)
 @pytest.mark.parametrize("num_blocks", [None, 60])
 def test_every_request_gets_its_tokens(rival: ScheduleMaker, num_blocks: int | None) -> None:
-    arrivals = poisson(30, 20.0, (1, 700), (1, 40), limit=64)
+    requests = [replace(r, limit=64) for r in arrivals(30, (1, 700), (1, 40), rate=20.0)]
     model = pipeline(max_model_len=1024)
     if num_blocks is not None:  # too few: sequences must give way and start over
         block = 16 * SHAPE.kv_bytes(SHAPE.num_layers // 4, "bf16")
         model = pipeline(max_model_len=1024, kv_cache_memory=block * num_blocks)
-    outcome = simulate(model, arrivals, schedule=rival)
+    outcome = simulate(model, requests, schedule=rival)
     assert outcome.requests == 30
-    assert outcome.new_tokens == sum(arrival.new for arrival in arrivals)
+    assert outcome.new_tokens == sum(request.new for request in requests)
 
 
 def test_a_round_begins_when_the_last_has_ended() -> None:
-    arrivals = [Arrival(0.0, 64, 4 if i % 8 else 32, 64) for i in range(24)]
+    requests = [Arrival(0.0, 64, 4 if i % 8 else 32, 64) for i in range(24)]
     recording = Recording(DrainingRounds)
-    simulate(pipeline(sequences=8), arrivals, schedule=recording)
+    simulate(pipeline(sequences=8), requests, schedule=recording)
     introduced = [seq.seq_id for plan in recording.plans for seq in plan.new]
     assert introduced == list(range(24))
     rounds = [{step.seq_id // 8 for step in plan.steps} for plan in recording.plans]
@@ -98,9 +100,9 @@ def test_a_slot_of_a_round_decodes_when_its_prompts_are_computed() -> None:
 
 def test_draining_costs_most_where_lengths_differ() -> None:
     def slower(outputs: tuple[int, ...]) -> float:
-        arrivals = [Arrival(0.0, 100, new, 128) for new in outputs * 12]
+        requests = [Arrival(0.0, 100, new, 128) for new in outputs * 12]
         own, rival = (
-            simulate(pipeline(), arrivals, schedule=s) for s in (own_schedule, DrainingRounds)
+            simulate(pipeline(), requests, schedule=s) for s in (own_schedule, DrainingRounds)
         )
         return rival.seconds / own.seconds
 
@@ -108,10 +110,10 @@ def test_draining_costs_most_where_lengths_differ() -> None:
 
 
 def test_cohorts_form_by_accident_and_cost_where_rows_do() -> None:
-    arrivals = static_batch(32, 40, 100)
+    requests = static_batch(32, 40, 100)
     own, rival = Recording(own_schedule), Recording(accidental_cohorts)
     model = pipeline(sequences=32)
-    even, uneven = (simulate(model, arrivals, schedule=s) for s in (own, rival))
+    even, uneven = (simulate(model, requests, schedule=s) for s in (own, rival))
     sizes = [{plan.slot: len(plan.steps) for plan in r.plans[40:100]} for r in (own, rival)]
     assert sizes[0] == {0: 8, 1: 8, 2: 8, 3: 8}
     assert sizes[1] != sizes[0]
@@ -139,8 +141,8 @@ def test_equal_tokens_take_longer_the_further_a_prompt_is() -> None:
 
 @pytest.mark.parametrize("by_time", [False, True])
 def test_chunks_that_follow_each_other_fill_a_deep_pipeline(by_time: bool) -> None:
-    arrivals = static_batch(1, 20_000, 2)
+    requests = static_batch(1, 20_000, 2)
     model = pipeline(stages=8)
-    own = simulate(model, arrivals)
-    rolling = simulate(model, arrivals, schedule=partial(RollingPrompts, by_time=by_time))
+    own = simulate(model, requests)
+    rolling = simulate(model, requests, schedule=partial(RollingPrompts, by_time=by_time))
     assert rolling.first_token.mean < 0.4 * own.first_token.mean
