@@ -1,9 +1,10 @@
 """The tables and plots of docs/study.md: Llama 70B and 405B over 2 to 64 stages, simulated.
 
-    python benchmark/study.py
+    python benchmark/study.py [TABLE…]
 
-Puts each table between its two marks in docs/study.md and draws docs/study_*.png; the words there
-are written by hand. Needs no torch and no device; the same figures come out wherever it runs.
+Puts each table between its two marks in docs/study.md and draws docs/study_*.png, or makes only the
+tables that are named; the words there are written by hand. Needs no torch and no device; the same
+figures come out wherever it runs.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ TABLES = (
     study_claims.draining,
     study_claims.fixed,
     study_claims.accidental,
+    study_claims.moving,
     study_claims.one_prompt,
     study_claims.long_among_short,
 )
@@ -47,14 +49,17 @@ def put(text: str, name: str, lines: list[str]) -> str:
 
 
 def main() -> None:
-    path = DOCS / "study.md"
+    path, named = DOCS / "study.md", sys.argv[1:]
     with ProcessPoolExecutor() as pool:
         runs = Runs(pool)
         for make in TABLES:
+            if named and make.__name__ not in named:
+                continue
             lines = make(runs)
             path.write_text(put(path.read_text(encoding="utf-8"), make.__name__, lines), "utf-8")
             print(make.__name__, file=sys.stderr)
-        study_plots.all_plots(runs, DOCS)
+        if not named:
+            study_plots.all_plots(runs, DOCS)
 
 
 if __name__ == "__main__":

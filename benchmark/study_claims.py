@@ -6,7 +6,7 @@ import random
 from dataclasses import replace
 from functools import partial
 
-from study_cases import Case, Runs, build
+from study_cases import Case, Runs, build, requests
 from study_tables import ms, number, table
 
 from ppinfer.planner.outcome import Outcome
@@ -24,8 +24,8 @@ from ppinfer.schedule.micro_batch import MicroBatchManager
 from ppinfer.schedule.tuning import Tuning
 
 
-def _simulate(case: Case, requests: list[Arrival], schedule: ScheduleMaker) -> Outcome:
-    return simulate(build(case).pipeline, requests, schedule=schedule)
+def _simulate(case: Case, load: list[Arrival], schedule: ScheduleMaker) -> Outcome:
+    return simulate(build(case).pipeline, load, schedule=schedule)
 
 
 # ---------------------------------------------------------------- draining rounds
@@ -50,8 +50,8 @@ def draining(runs: Runs) -> list[str]:
     jobs = []
     for stages, kind in cells:
         case = Case("70B", "h100", stages, prompts=(PROMPT, PROMPT), outputs=(1, MOST))
-        requests = [Arrival(0.0, PROMPT, new, MOST) for new in _lengths(kind, 4 * 16 * stages)]
-        jobs += [(case, requests, own_schedule), (case, requests, DrainingRounds)]
+        load = [Arrival(0.0, PROMPT, new, MOST) for new in _lengths(kind, 4 * 16 * stages)]
+        jobs += [(case, load, own_schedule), (case, load, DrainingRounds)]
     found = iter(runs.map(_simulate, *zip(*jobs, strict=True)))
     rows = []
     for stages, kind in cells:
@@ -112,8 +112,8 @@ def accidental(runs: Runs) -> list[str]:
     for stages, context, rate in cells:
         prompts, outputs = (context // 2, context * 3 // 2), (64, 192)
         case = Case("70B", "h100", stages, places=32, prompts=prompts, outputs=outputs)
-        requests = arrivals(200, prompts, outputs, rate=rate)
-        jobs += [(case, requests, schedule) for schedule in schedules]
+        load = arrivals(200, prompts, outputs, rate=rate)
+        jobs += [(case, load, schedule) for schedule in schedules]
     found = iter(runs.map(_simulate, *zip(*jobs, strict=True)))
     rows = []
     for stages, context, rate in cells:
@@ -122,6 +122,32 @@ def accidental(runs: Runs) -> list[str]:
         rows.append([f"{stages}", f"{context:,}", f"{rate:g}", *each])
     head = ("stages", "prompt, mean", "requests/s", "by accident", "placed, never moved",
             "own: placed and moved")  # fmt: skip
+    return table(head, rows)
+
+
+def moving(runs: Runs) -> list[str]:
+    """All requests there at the beginning: moved between micro-batches, or not."""
+    cells = [
+        Case("70B", "h100", 4), Case("70B", "h100", 4, places=128), Case("70B", "h100", 16),
+        Case("70B", "h100", 16, peak=2.0), Case("70B", "h100", 32),
+    ]  # fmt: skip
+    jobs = [
+        (case, requests(case), schedule) for case in cells
+        for schedule in (own_schedule, never_moved)
+    ]  # fmt: skip
+    found = iter(runs.map(_simulate, *zip(*jobs, strict=True)))
+    rows = []
+    for case in cells:
+        own, stay = next(found), next(found)
+        peak = ", peak x2" if case.peak > 1 else ""
+        rows.append(
+            [f"{case.stages} stages, {case.places} sequences each{peak}",
+             number(own.throughput), number(stay.throughput),
+             f"{stay.throughput / own.throughput - 1:+.0%}",
+             ms(own.between_tokens.p99), ms(stay.between_tokens.p99)]
+        )  # fmt: skip
+    head = ("pipeline", "moved, tokens/s", "never moved", "gain", "p99 between tokens, moved, ms",
+            "never moved")  # fmt: skip
     return table(head, rows)
 
 
@@ -165,8 +191,8 @@ def long_among_short(runs: Runs) -> list[str]:
         )
         chats = arrivals(200, (256, 256), (128, 128), rate=2.0)
         longs = [replace(chats[0], at=at, prompt=prompt) for at in range(5, 95, 15)]
-        requests = sorted([*chats, *longs], key=lambda arrival: arrival.at)
-        jobs += [(case, requests, schedule) for schedule in (equal_tokens, own_schedule)]
+        load = sorted([*chats, *longs], key=lambda arrival: arrival.at)
+        jobs += [(case, load, schedule) for schedule in (equal_tokens, own_schedule)]
     found = iter(runs.map(_simulate, *zip(*jobs, strict=True)))
     rows = []
     for stages, prompt in cells:

@@ -83,7 +83,7 @@ def side_by_side(runs: Runs) -> list[str]:
 # ---------------------------------------------------------------- arriving requests
 
 ARRIVING = (("70B", "h100", 8), ("70B", "l40s", 8), ("405B", "h100", 16))
-LOADS = (0.25, 0.5, 0.75, 0.9)
+LOADS = (0.25, 0.5, 0.9, 1.2)
 MEAN_OUTPUT = 128
 
 

@@ -59,6 +59,7 @@ def _words(axis: Any, title: str, x: str, y: str) -> None:
     axis.set_title(title, fontsize=11, color=INK)
     axis.set_xlabel(x, fontsize=10)
     axis.set_ylabel(y, fontsize=10)
+    axis.yaxis.set_major_formatter("{x:,.0f}")
 
 
 def _by_stages(axis: Any, stages: Sequence[int]) -> None:
@@ -109,7 +110,7 @@ def depth(runs: Runs, path: Path) -> None:
 def memory(runs: Runs, path: Path) -> None:
     figure, axes = _axes(1, 2, 4.2)
     for axis, model in zip(axes[0], MODELS, strict=True):
-        for device in DEVICES:
+        for device in ("a10", "l40s", "h100", "a100-80"):  # the last two lie on each other
             group = _depth_runs(runs)[model, device]
             fit = [r.kv_tokens / SEQUENCE / r.case.stages if r.outcome else None for r in group]
             dashes = {"linestyle": "--"} if device == "a100-80" else {}
@@ -149,7 +150,7 @@ def links(runs: Runs, path: Path) -> None:
             _curve(axis, part, color=color, label=LINK_NAMES[link])
         _words(axis, f"{MODELS[model].name} on H100", "stages", "% of tokens/s without links' time")
         _by_stages(axis, LINK_STAGES)
-        axis.set_ylim(0, 105)
+        axis.set_ylim(50, 102)
     _legend(figure, axes[0][0], len(LINKS))
     _save(figure, path, top=0.92)
 
@@ -173,7 +174,7 @@ def side_by_side(runs: Runs, path: Path) -> None:
                 text, (place, rate), (0, 3), textcoords="offset points", ha="center", fontsize=9,
                 color=INK,
             )  # fmt: skip
-        axis.set_xticks(range(len(depths)), [f"{64 // d} x {d}" for d in depths])
+        axis.set_xticks(range(len(depths)), [f"{64 // d} x {d}" for d in depths], fontsize=8)
         axis.set_ylim(0, 1.12 * max(rates))
         _words(axis, f"{model} on 64 {NAMES[device]}", "pipelines x stages", "output tokens/s")
     _save(figure, path)
