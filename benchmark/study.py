@@ -1,10 +1,10 @@
-"""The tables and plots of docs/study.md: Llama 70B and 405B over 2 to 64 stages, simulated.
+"""The tables and plots of docs/study.md and study_schedules.md: Llama 70B and 405B, simulated.
 
     python benchmark/study.py [TABLE…]
 
-Puts each table between its two marks in docs/study.md and draws docs/study_*.png, or makes only the
-tables that are named; the words there are written by hand. Needs no torch and no device; the same
-figures come out wherever it runs.
+Puts each table between its two marks there and draws docs/study_*.png, or makes only the tables
+that are named; the words are written by hand. Needs no torch and no device; the same figures come
+out wherever it runs.
 """
 
 from __future__ import annotations
@@ -40,23 +40,26 @@ TABLES = (
 )
 
 
-def put(text: str, name: str, lines: list[str]) -> str:
-    """The text with a table in the place of the one that it had."""
+def put(name: str, lines: list[str]) -> None:
+    """Write a table in the place of the one that was there."""
     mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-    if not mark.search(text):
-        raise SystemExit(f"docs/study.md has no place for the table {name!r}")
-    return mark.sub(lambda found: found[1] + "\n".join(lines) + "\n" + found[2], text)
+    for path in (DOCS / "study.md", DOCS / "study_schedules.md"):
+        text = path.read_text(encoding="utf-8")
+        if mark.search(text):
+            new = mark.sub(lambda found: found[1] + "\n".join(lines) + "\n" + found[2], text)
+            path.write_text(new, encoding="utf-8")
+            return
+    raise SystemExit(f"no document has a place for the table {name!r}")
 
 
 def main() -> None:
-    path, named = DOCS / "study.md", sys.argv[1:]
+    named = sys.argv[1:]
     with ProcessPoolExecutor() as pool:
         runs = Runs(pool)
         for make in TABLES:
             if named and make.__name__ not in named:
                 continue
-            lines = make(runs)
-            path.write_text(put(path.read_text(encoding="utf-8"), make.__name__, lines), "utf-8")
+            put(make.__name__, make(runs))
             print(make.__name__, file=sys.stderr)
         if not named:
             study_plots.all_plots(runs, DOCS)

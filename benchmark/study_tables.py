@@ -146,6 +146,7 @@ def time(runs: Runs) -> list[str]:
         [f"{name}, {shares.name}", *map(percent, shares.parts)]
         for name, group in time_shares(runs).items()
         for shares in group
+        if shares.name in ("4", "8", "16", "64")
     ]
     return table(["stages", *PARTS], rows)
 
