@@ -1,13 +1,15 @@
 """The real schedule, driven by modelled time.
 
-``MicroBatchManager`` and ``GenerateSchedule`` are those of the engine, unchanged; here a driver and
-stages that only take time stand at their other end. As in ``engine/driver.py``, the driver commits
-results and plans as much as it can; what stages wait for, ``stages.py`` says.
+``MicroBatchManager`` and ``GenerateSchedule`` are those of the engine, unchanged (or the schedule
+is a rival, ``rivals.py``); here a driver and stages that only take time stand at their other end.
+As in ``engine/driver.py``, the driver commits results and plans as much as it can; what stages wait
+for, ``stages.py`` says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeAlias
 
 from ppinfer.messages import PENDING, SampledToken, StepPlan, StepResult
 from ppinfer.planner.events import Events
@@ -23,23 +25,52 @@ from ppinfer.sampling import SamplingParams
 from ppinfer.schedule.block_pool import BlockPool
 from ppinfer.schedule.generate import GenerateSchedule
 from ppinfer.schedule.micro_batch import MicroBatchManager
+from ppinfer.schedule.tuning import Tuning
 
 _TOKEN, _END = 0, 1
 """What every draw gives, and what ends an output before its limit."""
 
 
-def simulate(model: PipelineModel, arrivals: Sequence[Arrival], *, trace: bool = False) -> Outcome:
+class Schedule(Protocol):
+    """What plans the steps of a ``MicroBatchManager``."""
+
+    def next_plan(self) -> StepPlan | None:
+        """Plan the next step and put it in flight; ``None`` if there can be none now."""
+        ...
+
+
+ScheduleMaker: TypeAlias = Callable[[MicroBatchManager, Tuning], Schedule]
+
+
+def own_schedule(manager: MicroBatchManager, tuning: Tuning) -> GenerateSchedule:
+    """The engine's."""
+    return GenerateSchedule(manager, tuning.max_prefill_tokens, tuning, tuning.steps)
+
+
+def simulate(
+    model: PipelineModel,
+    arrivals: Sequence[Arrival],
+    *,
+    trace: bool = False,
+    schedule: ScheduleMaker = own_schedule,
+) -> Outcome:
     """Run requests, in the order of their coming, through a pipeline.
 
     Raises:
         CapacityError: a request would not fit in the KV cache even alone.
     """
     assert arrivals, "at least one request"
-    return _Simulation(model, arrivals, trace).run()
+    return _Simulation(model, arrivals, trace, schedule).run()
 
 
 class _Simulation:
-    def __init__(self, model: PipelineModel, arrivals: Sequence[Arrival], trace: bool) -> None:
+    def __init__(
+        self,
+        model: PipelineModel,
+        arrivals: Sequence[Arrival],
+        trace: bool,
+        schedule: ScheduleMaker,
+    ) -> None:
         self._driver = model.driver
         self._costs = list(dict.fromkeys(model.stages))  # equal stages take equally long
         self._cost_of = [self._costs.index(cost) for cost in model.stages]
@@ -51,9 +82,7 @@ class _Simulation:
             BlockPool(model.num_blocks, model.block_size),
             prefix_caching=False,
         )
-        self._schedule = GenerateSchedule(
-            self._manager, tuning.max_prefill_tokens, tuning, tuning.steps
-        )
+        self._schedule = schedule(self._manager, tuning)
         self._record = Recorder(len(model.stages), self._arrivals, self._manager.pool, trace)
         self._events = Events()
         self._stages = stages_of(model, self._record, self._events, self._done)

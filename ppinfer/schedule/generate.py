@@ -73,13 +73,15 @@ class GenerateSchedule:
         max_prefill_tokens: int,
         spread: Spread | None = None,
         steps: StepModel | None = None,
+        balance: Balance | None = None,
     ) -> None:
         assert max_prefill_tokens >= 1
         self._manager = manager
         self._spread = spread or EvenSpread(len(manager.slots))
         self._max_prefill_tokens = max_prefill_tokens
         self._steps = steps
-        self._balance = Balance(manager, steps.context_weight if steps is not None else 0.0)
+        weight = steps.context_weight if steps is not None else 0.0
+        self._balance = balance or Balance(manager, weight)
         self._last = -1  # the slot that was planned last
         self._preempted = 0  # how many were sent away, at the last look
 
