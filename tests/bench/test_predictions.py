@@ -56,9 +56,7 @@ def test_the_schedule_is_predicted_step_by_step() -> None:
 
 @pytest.mark.slow
 def test_this_machine_is_planned_and_run(monkeypatch) -> None:
-    monkeypatch.setattr(
-        "ppinfer.bench.calibration.loads", lambda engine: [static_batch(1, 8, 8)]
-    )
+    monkeypatch.setattr("ppinfer.bench.calibration.loads", lambda engine: [static_batch(1, 8, 8)])
     result = cli(
         "plan", "demo", "--devices", "here", "--requests", "2", "--prompt", "16", "--new", "4",
         "--dtype", "bf16", "--json",
