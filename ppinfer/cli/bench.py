@@ -24,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-_MODEL_HELP = "A folder, a .gguf file, demo, or llama-7b, llama-13b, toy (made-up weights)."
+_MODEL_HELP = "A folder, a .gguf file, demo, or llama-7b, llama-13b, toy, … (made-up weights)."
 _Models = Annotated[list[str], typer.Argument(metavar="MODEL", help=_MODEL_HELP)]
 _Model = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP)]
 _AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]

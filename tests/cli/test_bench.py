@@ -88,7 +88,7 @@ def test_driver(tmp_path: Path) -> None:
     [
         (["throughput", "toy", "--shapes", "8"], "such as 8x128x64"),
         (["throughput", "toy", "--dtypes", "fp64"], "dtypes must be"),
-        (["throughput", "./nothing"], "llama-13b, llama-7b, toy"),
+        (["throughput", "./nothing"], "llama-13b, llama-405b, llama-70b, llama-7b, toy"),
         (["throughput", "toy", "--comm", "pigeon"], "comm must be one of"),
         (["throughput", "toy", "--output", "./no/such/folder"], "There is no folder"),
         (["comm", "--stages", "1"], "at least 2 stages"),
