@@ -28,8 +28,9 @@ def answer(plan: Plan) -> str:
     copies = max(alone, key=lambda choice: choice.throughput)
     gain = pipeline.throughput / copies.throughput
     what = f"{copies.words} ({_rate(copies)})"
-    if plan.best.num_devices < pipeline.num_devices:
-        return f"No: {what} is faster than a pipeline of all of them ({_rate(pipeline)})."
+    best = plan.best
+    if best.num_devices < pipeline.num_devices:
+        return f"No: {best.words} ({_rate(best)}) beats a pipeline of all ({_rate(pipeline)})."
     if gain > _LEVEL:
         words = (
             f"Yes: the model fits on one device, but a pipeline of {len(devices)} makes "

@@ -122,6 +122,15 @@ def test_more_sequences_at_once_are_the_reason_for_a_pipeline() -> None:
     assert re.search(r"holds the weights once, so that \d+ sequences run", answer(plan))
 
 
+def test_fewer_devices_that_are_faster_are_named() -> None:
+    """And not the copies, which may be slower than they."""
+    plan = make_plan(question(), [CARD] * 4, [WIRE] * 3)
+    fewer = next(choice for choice in plan.others if choice.words == "3 stages only")
+    fast = replace(fewer, outcome=replace(fewer.outcome, seconds=1e-6))
+    others = (fast, *(choice for choice in plan.others if choice is not fewer))
+    assert answer(replace(plan, others=others)).startswith("No: 3 stages only (")
+
+
 def test_one_device_needs_no_pipeline() -> None:
     plan = make_plan(question(), [CARD], [])
     assert answer(plan) == "There is one device, and small fits on it: no pipeline."
