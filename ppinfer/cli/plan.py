@@ -8,7 +8,7 @@ import typer
 
 from ppinfer.cli import planning
 from ppinfer.cli.options import engine_options, takes
-from ppinfer.cli.terminal import Bar
+from ppinfer.cli.terminal import Bar, refuse_usage
 
 
 @takes(
@@ -21,7 +21,7 @@ def plan(
     model: planning.PlannedModel,
     *,
     devices: planning.Devices,
-    link: planning.LinkNames = "pcie4",
+    link: planning.LinkNames = planning.DEFAULT_LINK,
     prompt: planning.PromptLength = "512",
     new: planning.NewLength = "128",
     requests: planning.Requests = 32,
@@ -44,18 +44,17 @@ def plan(
     """
     arrivals = planning.read_arrivals(prompt, new, requests, rate, seed)
     if devices.partition(":")[0] == "here":
+        if hardware is not None or link != planning.DEFAULT_LINK:
+            raise refuse_usage("This machine is measured: --link and --hardware say nothing of it.")
         from ppinfer.cli.plan_here import plan_here
 
         plan_here(model, devices, arrivals, settings, as_json)
         return
 
-    from ppinfer.planner.hardware import load_catalog
     from ppinfer.planner.plan import Question, make_plan
 
     shape, dtype = planning.read_shape(model, settings.pop("dtype", "auto"))
-    catalog = load_catalog(hardware)
-    chosen = catalog.parse_devices(devices)
-    links = catalog.parse_links(link, len(chosen))
+    chosen, links = planning.read_hardware(devices, link, hardware)
     question = Question(
         model=shape, dtype=dtype, arrivals=arrivals, settings=tuple(sorted(settings.items()))
     )

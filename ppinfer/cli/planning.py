@@ -10,8 +10,11 @@ import typer
 from ppinfer.errors import ConfigError
 
 if TYPE_CHECKING:
+    from ppinfer.planner.hardware import Device, Link
     from ppinfer.planner.shape import ModelShape
     from ppinfer.planner.traffic import Arrival
+
+DEFAULT_LINK = "pcie4"
 
 PlannedModel = Annotated[
     str,
@@ -75,6 +78,21 @@ def read_shape(name: str, dtype: str) -> tuple[ModelShape, str]:
         checkpoint = open_checkpoint(resolve_model(name), "dummy")
         config = policy_for(checkpoint.architectures).model_config(checkpoint.config)
     return config.shape(model_name(name)), config.dtype if dtype == "auto" else dtype
+
+
+def read_hardware(
+    devices: str, link: str, hardware: Path | None
+) -> tuple[list[Device], list[Link]]:
+    """Devices in the order of the pipeline, and what joins each to the next.
+
+    Raises:
+        ConfigError: an unknown one, a wrong number of them, or a file that is none.
+    """
+    from ppinfer.planner.hardware import load_catalog
+
+    catalog = load_catalog(hardware)
+    chosen = catalog.parse_devices(devices)
+    return chosen, catalog.parse_links(link, len(chosen))
 
 
 def read_arrivals(

@@ -23,7 +23,7 @@ def simulate(
     model: planning.PlannedModel,
     *,
     devices: planning.Devices,
-    link: planning.LinkNames = "pcie4",
+    link: planning.LinkNames = planning.DEFAULT_LINK,
     prompt: planning.PromptLength = "512",
     new: planning.NewLength = "128",
     requests: planning.Requests = 32,
@@ -43,16 +43,13 @@ def simulate(
     """
     from ppinfer.config import EngineConfig
     from ppinfer.planner.assemble import assemble
-    from ppinfer.planner.hardware import load_catalog
     from ppinfer.planner.plan import Question
     from ppinfer.planner.simulate import simulate as run
 
     check_trace(trace)
     arrivals = planning.read_arrivals(prompt, new, requests, rate, seed)
     shape, dtype = planning.read_shape(model, settings.pop("dtype", "auto"))
-    catalog = load_catalog(hardware)
-    chosen = catalog.parse_devices(devices)
-    links = catalog.parse_links(link, len(chosen))
+    chosen, links = planning.read_hardware(devices, link, hardware)
     question = Question(model=shape, dtype=dtype, arrivals=arrivals)
     config = EngineConfig.from_settings({"pp_size": len(chosen), **settings})
     assembled = assemble(

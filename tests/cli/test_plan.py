@@ -128,6 +128,13 @@ def test_impossible_input_is_one_sentence(arguments: list[str], words: str) -> N
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("more", [("--link", "nvlink3"), ("--hardware", "mine.toml")])
+def test_what_says_nothing_of_this_machine_is_refused(more: tuple[str, str]) -> None:
+    result = run("plan", "demo", "--devices", "here", *more)
+    assert result.exit_code == 2
+    assert "This machine is measured" in result.stderr
+
+
 def test_neither_needs_torch(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('there is no torch')")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
