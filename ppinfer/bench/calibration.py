@@ -51,9 +51,10 @@ def calibrate(engine: PPInferEngine, rounds: int = ROUNDS) -> PipelineModel:
     assert engine.pipeline is not None
     plain = pipeline_model(engine.pipeline, engine.config)
     found = Comparison()
+    simulated = [(load, _traced(plain, load)) for load in loads(engine)]
     for _ in range(rounds):
-        for load in loads(engine):
-            found.add(run(engine, load).trace, _traced(plain, load))
+        for load, trace in simulated:
+            found.add(run(engine, load).trace, trace)
     return pipeline_model(engine.pipeline, engine.config, found.correction())
 
 

@@ -9,6 +9,7 @@ from ppinfer.engine.profile import SMALL_MODEL, shares_host
 from ppinfer.errors import CapacityError, ConfigError
 from ppinfer.messages import DeviceInfo, StageLoaded, StageReady
 from ppinfer.models.config import ModelConfig
+from ppinfer.planner import memory as planner_memory
 from ppinfer.schedule.pace import Measured
 from ppinfer.schedule.partition import LayerCosts, StageRange, partition_layers
 from ppinfer.schedule.tuning import Tuning, tune, untuned
@@ -144,17 +145,5 @@ def cut_and_tune(
 
 
 def layer_costs(model: ModelConfig, dtype: str) -> LayerCosts:
-    """What the parts of a model cost a step, estimated from its shapes.
-
-    Cost is the number of weights that a token's step reads: all of a layer's and of the head's, of
-    the embedding one row. Bytes are those of the weights.
-    """
-    itemsize = 4 if dtype == "fp32" else 2
-    return LayerCosts(
-        layers=(float(model.layer_parameters),) * model.num_layers,
-        embed=float(model.hidden_size),
-        head=float(model.head_parameters),
-        layer_bytes=(model.layer_parameters * itemsize,) * model.num_layers,
-        embed_bytes=model.embedding_parameters * itemsize,
-        head_bytes=model.head_parameters * itemsize,
-    )
+    """What the parts of a model cost a step, as the planner estimates it."""
+    return planner_memory.layer_costs(model.shape(), dtype)

@@ -106,7 +106,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         count += self.head_parameters if last_layer == self.num_layers else 0
         return count
 
-    def shape(self, name: str) -> ModelShape:
+    def shape(self, name: str = "") -> ModelShape:
         """The same for the planner, which knows sizes alone."""
         return ModelShape(
             name=name,

@@ -17,6 +17,7 @@ from ppinfer.planner.hardware import Device
 from ppinfer.planner.shape import ITEM_BYTES, ModelShape
 from ppinfer.planner.work import StepWork
 from ppinfer.schedule.partition import StageRange
+from ppinfer.schedule.tuning import PREFILL_CHUNKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,6 @@ class RooflineCost:
             context: tokens that each of them has.
         """
         rows = [2**i for i in range((max_rows - 1).bit_length() + 1)]
-        chunks = (128, 256, 512, 1024, 2048)
         far = 4 * context + 4096
         slope = self._attention(StepWork.decode(max_rows, far)) - self._attention(
             StepWork.decode(max_rows, context)
@@ -168,9 +168,9 @@ class RooflineCost:
         return StepCosts(
             threads=1,
             decode=tuple((n, self.layer_seconds(StepWork.decode(n, context))) for n in rows),
-            prefill=tuple((n, self.layer_seconds(StepWork.prefill(1, n))) for n in chunks),
+            prefill=tuple((n, self.layer_seconds(StepWork.prefill(1, n))) for n in PREFILL_CHUNKS),
             head=tuple((n, self.head_seconds(n)) for n in rows),
-            embed=tuple((n, self._read(n * self.model.hidden_size)) for n in (1, *chunks)),
+            embed=tuple((n, self._read(n * self.model.hidden_size)) for n in (1, *PREFILL_CHUNKS)),
             prepare=((1, self.efficiency.step_seconds), (2**20, self.efficiency.step_seconds)),
             context=context,
             decode_context=slope / (max_rows * (far - context)),

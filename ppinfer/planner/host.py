@@ -7,23 +7,17 @@ does (processor sharing).
 
 from __future__ import annotations
 
-import math
-
 
 class Host:
-    """``cores`` are shared by all tasks; infinitely many where every stage has its own device."""
+    """``cores`` are shared by all tasks."""
 
-    def __init__(self, cores: float = math.inf) -> None:
+    def __init__(self, cores: float) -> None:
         self._cores = cores
         self._left: dict[int, float] = {}  # seconds of work, by stage
         self._threads: dict[int, int] = {}
         self._since = 0.0
         self.version = 0
         """Changes whenever ``next_end`` does."""
-
-    @property
-    def is_shared(self) -> bool:
-        return math.isfinite(self._cores)
 
     def begin(self, now: float, stage: int, seconds: float, threads: int) -> None:
         """A stage starts to compute what takes so long where nobody else does."""

@@ -74,7 +74,11 @@ def inner_size(model: ModelShape) -> int:
 
 
 def layer_costs(model: ModelShape, dtype: str) -> LayerCosts:
-    """Sizes for cutting the model; the costs are the weights that a token's step reads."""
+    """Sizes for cutting the model, and costs estimated from them.
+
+    A cost is the number of weights that a token's step reads: all of a layer's and of the head's,
+    of the embedding one row. Bytes are those of the weights.
+    """
     item = ITEM_BYTES[dtype]
     return LayerCosts(
         layers=(float(model.layer_parameters),) * model.num_layers,

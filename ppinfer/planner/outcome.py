@@ -7,13 +7,10 @@ from dataclasses import dataclass
 
 from ppinfer.trace.model import Trace
 
-CAUSES = ("ramp up", "drain", "no request", "wait_plan", "wait_input")
-"""Why a stage waits; as in ``trace/analysis.py``."""
-
 
 @dataclass(frozen=True)
 class StageUse:
-    """Seconds of one stage by activity, and of its waits by cause."""
+    """Seconds of one stage by activity, and of its waits by cause (as in ``trace/analysis.py``)."""
 
     work: dict[str, float]
     waits: dict[str, float]
