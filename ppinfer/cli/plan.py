@@ -51,7 +51,8 @@ def plan(
         plan_here(model, devices, arrivals, settings, as_json)
         return
 
-    from ppinfer.planner.plan import Question, make_plan
+    from ppinfer.planner.choice import Question
+    from ppinfer.planner.plan import make_plan
 
     shape, dtype = planning.read_shape(model, settings.pop("dtype", "auto"))
     chosen, links = planning.read_hardware(devices, link, hardware)

@@ -11,7 +11,7 @@ from ppinfer.config import EngineConfig
 from ppinfer.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ppinfer.planner.plan import Choice, Plan
+    from ppinfer.planner.choice import Choice, Plan
 
 _FORMAT = 1
 

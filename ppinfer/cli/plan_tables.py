@@ -8,8 +8,8 @@ from ppinfer.bench.tables import Table, number, show
 from ppinfer.cli.inspect import human_bytes
 from ppinfer.planner.advice import answer, binding
 from ppinfer.planner.assemble import Assembled
+from ppinfer.planner.choice import Choice, Plan
 from ppinfer.planner.outcome import Outcome, StageUse
-from ppinfer.planner.plan import Choice, Plan
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -43,7 +43,7 @@ def simulate(
     """
     from ppinfer.config import EngineConfig
     from ppinfer.planner.assemble import assemble
-    from ppinfer.planner.plan import Question
+    from ppinfer.planner.choice import Question
     from ppinfer.planner.simulate import simulate as run
 
     check_trace(trace)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ppinfer.planner.plan import Choice, Plan
+from ppinfer.planner.choice import Choice, Plan
 
 _LEVEL = 1.03
 """Throughputs whose ratio is below this are called equal."""

@@ -9,8 +9,9 @@ import pytest
 
 from ppinfer.errors import CapacityError, ConfigError
 from ppinfer.planner.advice import answer, binding
+from ppinfer.planner.choice import Question
 from ppinfer.planner.hardware import Device, Link
-from ppinfer.planner.plan import Question, best_pipeline, make_plan
+from ppinfer.planner.plan import best_pipeline, make_plan
 from ppinfer.planner.shape import ModelShape
 from ppinfer.planner.simulate import simulate
 from ppinfer.planner.traffic import arrivals, static_batch
