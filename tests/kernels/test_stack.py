@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -92,3 +96,44 @@ def test_the_bits_of_layer_by_layer(inner: int, bias: bool, dtype: torch.dtype) 
             rows = stack(x[at : at + length].clone(), batch([length], i), table)
             assert torch.equal(rows, expected[at : at + length])
             at += length
+
+
+def test_threads_of_a_step_share_no_core() -> None:
+    """Where the other core is busy, the system likes to wake both of them on the same one."""
+    if library.active() is None or not fits(layers(32, bias=False, dtype=torch.float32)):
+        pytest.skip("this path has no product of its own")
+    main, other, *_ = [*sorted(os.sched_getaffinity(0)), -1]
+    if other < 0:
+        pytest.skip("needs two cores")
+    code = f"from tests.kernels.test_stack import print_cores_of_worker as p; p({main}, {other})"
+    with subprocess.Popen([sys.executable, "-c", _BUSY.format(core=other)]) as busy:
+        try:
+            found = subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, text=True, check=True
+            )
+        finally:
+            busy.kill()
+    assert found.stdout.split().count(str(other)) >= 45, "of 50"
+
+
+_BUSY = "import os; os.sched_setaffinity(0, {{{core}}}); os.nice(19)\nwhile True: pass"
+
+
+def print_cores_of_worker(main: int, other: int) -> None:
+    """In a process of its own: where the second thread was at the end of each of many steps."""
+    kernels, dtype = library.active(), torch.float32
+    assert kernels is not None
+    torch.set_num_threads(1)  # the second thread comes with the first step
+    parts = layers(544, bias=False, dtype=dtype, count=8)
+    stack = LayerStack(kernels, parts, cache(len(parts), dtype), Buffers(dtype))
+    table, x = Table(DIM, dtype), random(sum(LENGTHS), HIDDEN, dtype=dtype)
+    torch.set_num_threads(2)
+    before = set(os.listdir("/proc/self/task"))
+    stack(x.clone(), batch(LENGTHS), table)
+    (worker,) = set(os.listdir("/proc/self/task")) - before
+    os.sched_setaffinity(0, {main})
+    os.sched_setaffinity(int(worker), {main, other})
+    for _ in range(50):
+        stack(x.clone(), batch(LENGTHS), table)
+        stat = Path(f"/proc/self/task/{worker}/stat").read_text()
+        print(stat.rpartition(")")[2].split()[36])  # proc(5): processor

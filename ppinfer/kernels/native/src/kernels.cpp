@@ -4,6 +4,7 @@
 #include "rows.h"
 #include "store.h"
 #if !defined(PPINFER_PLAIN)
+#include "cores.h"
 #include "layers.h"
 #endif
 #include <omp.h>
@@ -102,11 +103,13 @@ EXPORT void ppinfer_linear_bf16(void *x, void *panels, void *bias, void *out, lo
 EXPORT void ppinfer_layers(int is_bf16, const Step *s, const DecoderLayer *layers, int num_layers, const Sizes *sizes,
                            const Scratchpad *pad, void *x, void *cos, void *sin, int threads) {
   Barrier barrier;
+  Cores cores;
 #pragma omp parallel num_threads(threads)
   {
-#pragma omp single
-    barrier.count = omp_get_num_threads();
     const int thread = omp_get_thread_num(), count = omp_get_num_threads();
+    if (thread) cores.settle();
+#pragma omp single
+    barrier.count = count;
     if (!is_bf16)
       run_layers<Fp32>(*s, layers, num_layers, *sizes, *pad, (float *)x, (float *)cos, (float *)sin, barrier, thread,
                        count);
