@@ -9,6 +9,7 @@ memory accesses before it, and end-of-file tells each side of the other's death.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import os
 import socket
@@ -21,6 +22,10 @@ from ppinfer.comm.ring_end import RingEnd
 from ppinfer.errors import StageError
 
 _ALIGNMENT = 64
+
+_MANY = 32
+"""Tensors of which the sender does not know that they were copied out, when it looks: seldom, since
+looking costs a system call, and before the bytes that say so fill the socket."""
 
 
 class _Ring:
@@ -38,18 +43,22 @@ class _Ring:
         limit = struct.pack("@ll", int(seconds), int(fraction * 1e6))
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             self.socket.setsockopt(socket.SOL_SOCKET, option, limit)
-        self._memory = torch.frombuffer(pages, dtype=torch.uint8)
+        self._pages = pages
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(pages))
         self._position = 0
 
     def next_place(self, num_bytes: int) -> tuple[int, int]:
         """First byte and the one after the last of the next tensor; no tensor wraps around."""
-        assert num_bytes <= len(self._memory), "a tensor is larger than the ring was made for"
-        start = self._position if self._position + num_bytes <= len(self._memory) else 0
+        assert num_bytes <= len(self._pages), "a tensor is larger than the ring was made for"
+        start = self._position if self._position + num_bytes <= len(self._pages) else 0
         self._position = start + -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
         return start, start + num_bytes
 
-    def bytes_at(self, place: tuple[int, int]) -> torch.Tensor:
-        return self._memory[place[0] : place[1]]
+    def write(self, start: int, tensor: torch.Tensor) -> None:
+        ctypes.memmove(self._address + start, tensor.data_ptr(), tensor.nbytes)
+
+    def read(self, start: int, tensor: torch.Tensor) -> None:
+        ctypes.memmove(tensor.data_ptr(), self._address + start, tensor.nbytes)
 
     def close(self) -> None:
         self.socket.close()
@@ -78,8 +87,7 @@ class ShmReceive:
                 f"Nothing more came from stage {source}: it closed its link.", stage=source
             )
         tensor = torch.empty(self._shape, dtype=self._dtype)
-        place = ring.next_place(tensor.nbytes)
-        tensor.view(-1).view(torch.uint8).copy_(ring.bytes_at(place))
+        ring.read(ring.next_place(tensor.nbytes)[0], tensor)
         with contextlib.suppress(OSError):  # a sender that is gone needs no room
             ring.socket.send(b"\0")
         return tensor
@@ -110,10 +118,11 @@ class ShmOutbox:
         ring = self._ring
         start, end = ring.next_place(tensor.nbytes)
         try:
-            self._free(socket.MSG_DONTWAIT)
+            if len(self._taken) >= _MANY:
+                self._free(socket.MSG_DONTWAIT)
             while any(start < last and first < end for first, last in self._taken):
                 self._free(0)
-            ring.bytes_at((start, end)).copy_(tensor.view(-1).view(torch.uint8))
+            ring.write(start, tensor)
             ring.socket.send(b"\0", socket.MSG_NOSIGNAL)
         except BlockingIOError:
             raise StageError(
