@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from ppinfer.config import EngineConfig
 from ppinfer.messages import StepCosts
 from ppinfer.schedule.pace import (
+    CORE_WAIT_SECONDS,
     HOP_SECONDS,
     Curve,
     Measured,
@@ -94,6 +95,15 @@ def test_of_several_tables_the_least_times_are_taken() -> None:
     assert joined.prefill == other.prefill
 
 
+def test_of_slopes_the_middle_is_taken_since_a_disturbed_one_may_be_too_small() -> None:
+    tables = [
+        msgspec.structs.replace(costs(row=1.0), decode_context=slope, prefill_context=3 * slope)
+        for slope in (0.0, 2.0, 9.0)
+    ]
+    joined = least(tables)
+    assert (joined.decode_context, joined.prefill_context) == (2.0, 6.0)
+
+
 def test_one_micro_batch_visits_the_stages_in_turn() -> None:
     pace = PipelinePace([StagePace(costs(row=1e-3, head_layers=2))] * 2, ((0, 3), (3, 4)))
     around = 8 * (3 + 1 + 2) * 1e-3 + 2 * HOP_SECONDS
@@ -108,6 +118,18 @@ def test_four_stages_on_two_cores_share_them() -> None:
     ranges = ((0, 1), (1, 2), (2, 3), (3, 4))
     assert PipelinePace(stages, ranges, 2).round_seconds(8, 8) == pytest.approx(8 * 4 / 2 * 1e-3)
     assert PipelinePace(stages, ranges).round_seconds(8, 8) == pytest.approx(8 * 1e-3)
+
+
+def test_a_stage_waits_for_a_core_where_more_stages_than_cores_compute_at_once() -> None:
+    stages, ranges = [StagePace(costs(1, row=1e-3))] * 4, ((0, 1), (1, 2), (2, 3), (3, 4))
+    shared_cores, own_cores = PipelinePace(stages, ranges, 2), PipelinePace(stages, ranges, 4)
+    waits = 4 * CORE_WAIT_SECONDS
+    for seconds in (
+        lambda pace, m: pace.round_seconds(4, m),
+        lambda pace, m: pace.prefill_seconds(128, 128, m),
+    ):
+        assert seconds(shared_cores, 2) == pytest.approx(seconds(own_cores, 2) + waits)
+        assert seconds(shared_cores, 1) == pytest.approx(seconds(own_cores, 1)), "one at a time"
 
 
 # ---------------------------------------------------------------- micro-batches
