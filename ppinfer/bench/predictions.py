@@ -79,7 +79,11 @@ def predict_all(
     for done, (dtype, stages) in enumerate((d, pp) for d in dtypes for pp in pp_sizes):
         notice(f"{stages} stages, {dtype}", done, total)
         with PPInferEngine(
-            model, pp_size=stages, dtype=dtype, max_num_seqs=MOST_SEQUENCES
+            model,
+            pp_size=stages,
+            dtype=dtype,
+            max_num_seqs=MOST_SEQUENCES,
+            prefix_caching=False,  # prompts have nothing in common, and their blocks are reused
         ) as engine:
             pipeline = calibrate(engine)
             predicted = {name: simulate(pipeline, load) for name, load in LOADS.items()}

@@ -5,8 +5,8 @@ same place on all of them, so the driver alone keeps the books. The pool knows i
 and content hashes, and nothing about sequences.
 
 A block without references is free. It keeps its content and its hash until it is handed out again,
-so a later prompt that begins alike can take it back. Free blocks are reused in the order in which
-they became free. (The paging is vLLM's, Kwon et al. 2023; finding prefixes by a chain of block
+so a later prompt that begins alike can take it back. Free blocks without known content are reused
+first, the rest in the order in which they became free. (The paging is vLLM's, Kwon et al. 2023; finding prefixes by a chain of block
 hashes too.)
 """
 
@@ -57,7 +57,7 @@ class BlockPool:
         self._references = [0] * num_blocks
         self._hashes: list[bytes | None] = [None] * num_blocks
         self._cached: dict[bytes, int] = {}
-        # In order of release. Not a plain dict: finding its first key slows down as heads go.
+        # First those that hold nothing, the latest in front; then known content in order of release.
         self._free = OrderedDict.fromkeys(range(num_blocks))
 
     @property
@@ -78,7 +78,11 @@ class BlockPool:
         return -(-num_tokens // self.block_size)
 
     def allocate(self, count: int) -> list[int]:
-        """Take the ``count`` blocks that became free first; their cached content is forgotten."""
+        """Take ``count`` free blocks; what they hold is forgotten.
+
+        First come those that hold nothing known, and of them what was in use last: its memory is
+        there already, and often still in a processor's cache. Then what became free first.
+        """
         assert count <= len(self._free), f"{count} blocks wanted, {len(self._free)} free"
         blocks = [self._free.popitem(last=False)[0] for _ in range(count)]
         for block in blocks:
@@ -130,3 +134,5 @@ class BlockPool:
             self._references[block] -= 1
             if not self._references[block]:
                 self._free[block] = None
+                if self._hashes[block] is None:
+                    self._free.move_to_end(block, last=False)

@@ -40,14 +40,30 @@ def test_a_hash_names_all_that_came_before():
     assert len({*hash_blocks([7] * 20, 2)}) == 10
 
 
-def test_blocks_are_reused_in_the_order_they_became_free():
+def test_known_content_is_forgotten_in_the_order_it_became_free():
     pool = BlockPool(4, 16)
     assert pool.allocate(4) == [0, 1, 2, 3]
+    for block in range(4):
+        pool.register(block, bytes([block]))
     pool.release([2])
     pool.release([0, 3])
     assert pool.num_free == 3
     assert pool.num_used == 1
     assert pool.allocate(3) == [2, 3, 0]
+
+
+def test_blocks_that_hold_nothing_are_reused_before_any_that_do_the_latest_first():
+    """Memory that was in use is at hand; what no sequence ever used costs time to be had."""
+    pool = BlockPool(6, 16)
+    assert pool.allocate(4) == [0, 1, 2, 3]
+    pool.register(0, b"known")
+    pool.release([0])
+    pool.release([1, 2])
+    pool.release([3])
+    assert pool.allocate(5) == [3, 1, 2, 4, 5]
+    assert pool.lookup([b"known"]) == [0]
+    assert pool.allocate(1) == [0]
+    assert pool.lookup([b"known"]) == []
 
 
 def test_the_tail_of_a_prefix_goes_before_its_head():
@@ -170,8 +186,10 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.release(table)
         for block in reversed(table):
             self.references[block] -= 1
-            if self.references[block] == 0:
+            if self.references[block] == 0 and block in self.known.values():
                 self.free.append(block)
+            elif self.references[block] == 0:
+                self.free.insert(0, block)
 
     @precondition(lambda self: self.free)
     @rule(target=tables)
