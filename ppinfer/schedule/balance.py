@@ -2,6 +2,9 @@
 
 A sequence weighs what its row costs in a step, and more with every token of context that attention
 has to read. Slots of equal weight make equal steps, and equal steps leave no bubbles.
+
+A moved sequence lets a round pass between its steps, as those do that stay: so the token that its
+last step draws is there when it is to be computed, and its new slot does not wait for it.
 """
 
 from __future__ import annotations
@@ -41,9 +44,10 @@ class Balance:
             return
         self._seen = state
         slots = self._manager.slots
+        apart = max(in_use, sum(slot.in_flight > 0 for slot in slots))  # the steps of a round
         for slot in slots[in_use:]:
             for seq in list(slot.sequences):
-                self._manager.move(seq, self._lightest(in_use, slot))
+                self._manager.move(seq, self._lightest(in_use, slot), apart)
         if in_use == 1:
             return
         share = self._share(total, in_use)
@@ -53,7 +57,7 @@ class Balance:
             best = self._best_move(heaviest, lightest)
             if best is None or self.load(heaviest) - self.weight(best) / 2 <= share:
                 return
-            self._manager.move(best, lightest)
+            self._manager.move(best, lightest, apart)
 
     def has_place(self, slot: MicroBatch, newcomer: Sequence, total: int, in_use: int) -> bool:
         """Whether a waiting sequence belongs in this slot.

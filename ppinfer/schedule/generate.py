@@ -118,7 +118,11 @@ class GenerateSchedule:
                 continue
             if seq.num_planned < seq.num_known:
                 prompts.append(seq)
-            elif (count := seq.num_unplanned) and self._manager.make_room(seq, count):
+            elif (
+                (count := seq.num_unplanned)
+                and not self._manager.rests(seq)
+                and self._manager.make_room(seq, count)
+            ):
                 work.append((seq, count))
         if self._manager.num_preemptions != self._preempted:
             work = [(seq, count) for seq, count in work if seq.slot == slot.index]

@@ -172,11 +172,15 @@ class MicroBatchManager:
         self.membership += 1
         return seq
 
-    def move(self, seq: Sequence, target: MicroBatch) -> None:
-        """Put a sequence at the end of another slot, for the steps to be planned."""
+    def move(self, seq: Sequence, target: MicroBatch, apart: int = 0) -> None:
+        """Put a sequence at the end of another slot, for the steps to be planned.
+
+        While a token of it is on its way, its next step should be so many after its last one.
+        """
         assert seq.slot is not None
         self.slots[seq.slot].remove(seq)
         seq.slot = target.index
+        seq.not_before = seq.last_step + apart
         target.add(seq)
 
     def make_room(self, seq: Sequence, count: int) -> bool:
@@ -208,6 +212,10 @@ class MicroBatchManager:
         return seq
 
     # ------------------------------------------------------------ steps
+
+    def rests(self, seq: Sequence) -> bool:
+        """Whether its slot would wait for what it was moved away from."""
+        return seq.not_before > self._next_step and seq.num_pending > 0
 
     def launch(
         self, slot: MicroBatch, work: Iterable[tuple[Sequence, int]], threads: int = 0
@@ -246,6 +254,7 @@ class MicroBatchManager:
             )
             seq.num_planned = end
             seq.num_pending += draws
+            seq.last_step = self._next_step
         plan = StepPlan(self._next_step, slot.index, self._ended, new, steps, threads)
         self._next_step += 1
         self._ended = []

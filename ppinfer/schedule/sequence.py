@@ -33,6 +33,8 @@ class Sequence:
         slot: index of its micro-batch; ``None`` while it waits and after its end.
         announced: whether a plan has introduced it to the stages.
         first_step: results of steps before this one are of an earlier life, and do not count.
+        last_step: the last one that it has a part in.
+        not_before: the step until which it rests while tokens of it are on their way.
         scores: log-probabilities of its prompt that have come and were not handed on.
         num_scored: of how many tokens the followers' log-probabilities have come; from there on
             they are asked for, also where tokens before it are computed once more.
@@ -50,6 +52,8 @@ class Sequence:
     promised: int = 0
     num_told: int = 0
     first_step: int = 0
+    last_step: int = -1
+    not_before: int = 0
     blocks: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     slot: int | None = None

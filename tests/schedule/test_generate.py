@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.fake_pipeline import VOCABULARY, expected_output, expected_scores
 from support.schedule_rig import Rig, make_request
 
-from ppinfer.messages import PENDING, SampledToken, StepResult
+from ppinfer.messages import PENDING, SampledToken, StepPlan, StepResult
 from ppinfer.request import Request
 from ppinfer.sampling import SamplingParams
 from ppinfer.schedule.pace import Curve
@@ -311,6 +311,24 @@ def test_a_given_sequence_loses_no_turn_for_long():
             last_step[step.seq_id] = plan.step_id
     assert max(gaps) <= 2 * 3
     assert gaps[3] > 0.8 * gaps.total()
+
+
+def test_no_slot_waits_for_the_token_of_a_sequence_that_was_moved_to_it():
+    """Its next step is a round after its last one, as for those that stay."""
+    rig = Rig(slots=4, size=4, stages=4)
+    for seq_id in range(16):
+        rig.add(make_request(seq_id, max_tokens=3 if seq_id < 3 else 30))
+    rig.run()
+    last: dict[int, StepPlan] = {}
+    moves = 0
+    for plan in rig.pipeline.plans:
+        for step in plan.steps:
+            before = last.get(step.seq_id, plan)
+            if step.tokens == [PENDING] and before.slot != plan.slot:
+                moves += 1
+                assert plan.step_id - before.step_id >= 4
+            last[step.seq_id] = plan
+    assert moves
 
 
 def test_newcomers_fill_a_short_slot_before_anyone_moves():

@@ -66,7 +66,8 @@ class Rig:
                 self._check_share(plan, total)
         for slot in self.manager.slots:
             if not slot.in_flight:
-                assert not slot.has_work or self._someone_is_full(), "a slot with work is left idle"
+                idle = any(s.num_unplanned and not self.manager.rests(s) for s in slot.sequences)
+                assert not idle or self._someone_is_full(), "a slot with work is left idle"
             if not slot.in_flight and slot.index < self.spread.micro_batches_for(self._total()):
                 waits = self.manager.num_admissible() and not self._someone_is_full()
                 assert not waits, "a request waits beside an empty slot"
