@@ -14,6 +14,7 @@ from ppinfer.planner.traffic import Arrival, arrivals, static_batch
 from ppinfer.trace.analysis import analyse
 
 if TYPE_CHECKING:
+    from ppinfer.bench.calibration import RealRun
     from ppinfer.bench.throughput import Notice
     from ppinfer.engine.engine import PPInferEngine
 
@@ -35,6 +36,9 @@ LOADS: Loads = {
 """Static and arriving (so many a second), prompt tokens x new tokens."""
 
 MOST_SEQUENCES = 32
+
+_SECONDS, _MOST_TIMES = 5.0, 5
+"""For how long a load is measured in a turn, about, and how often at most."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def predict_all(
         ) as engine:
             pipeline = calibrate(engine)
             predicted = {name: simulate(pipeline, load) for name, load in LOADS.items()}
-            found += compare(engine, LOADS, predicted, repeats)
+            found += compare(engine, LOADS, predicted, repeats, _SECONDS)
         yield found
 
 
@@ -96,14 +100,23 @@ def compare(
     loads: Loads,
     predicted: Mapping[str, Outcome],
     repeats: int,
+    seconds: float = 0.0,
 ) -> list[Prediction]:
-    """Run loads so often, in turns, beside what was predicted of them."""
+    """Run loads so often, in turns, beside what was predicted of them.
+
+    Short ones are run several times a turn, to take so many seconds, since a machine's speed wavers
+    from one to the next.
+    """
     from ppinfer.bench.calibration import run
 
-    turns = [{name: run(engine, load) for name, load in loads.items()} for _ in range(repeats)]
+    all_runs: dict[str, list[RealRun]] = {name: [] for name in loads}
+    for _ in range(repeats):
+        for name, load in loads.items():
+            times = min(max(1, round(seconds / predicted[name].seconds)), _MOST_TIMES)
+            all_runs[name] += [run(engine, load) for _ in range(times)]
     found = []
     for name in loads:
-        runs = sorted((turn[name] for turn in turns), key=lambda run: run.throughput)
+        runs = sorted(all_runs[name], key=lambda run: run.throughput)
         middle = analyse(runs[len(runs) // 2].trace).total
         outcome = predicted[name]
         found.append(
@@ -112,7 +125,7 @@ def compare(
                 dtype=engine.dtype,
                 load=name,
                 predicted=outcome.throughput,
-                measured=[turn[name].throughput for turn in turns],
+                measured=[run.throughput for run in all_runs[name]],
                 predicted_busy=[stage.busy_share for stage in outcome.stages],
                 busy=[stage.busy_share for stage in middle.stages],
                 choices=engine.choices,

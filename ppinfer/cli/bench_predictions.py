@@ -19,7 +19,9 @@ def predictions(
         str, typer.Option("--pp-sizes", "-pp", help="Pipeline sizes, such as 1,2,4.")
     ] = "1,2,4",
     dtypes: Annotated[str, typer.Option(help="bf16, fp32, or both.")] = "bf16,fp32",
-    repeats: Annotated[int, typer.Option(min=1, help="Runs of each load.")] = 2,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Runs of each load, of short ones several a turn.")
+    ] = 2,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object instead of tables.")
     ] = False,

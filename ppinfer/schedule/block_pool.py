@@ -6,8 +6,8 @@ and content hashes, and nothing about sequences.
 
 A block without references is free. It keeps its content and its hash until it is handed out again,
 so a later prompt that begins alike can take it back. Free blocks without known content are reused
-first, the rest in the order in which they became free. (The paging is vLLM's, Kwon et al. 2023; finding prefixes by a chain of block
-hashes too.)
+first, the rest in the order in which they became free. (The paging is vLLM's, Kwon et al. 2023;
+finding prefixes by a chain of block hashes too.)
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class BlockPool:
         self._references = [0] * num_blocks
         self._hashes: list[bytes | None] = [None] * num_blocks
         self._cached: dict[bytes, int] = {}
-        # First those that hold nothing, the latest in front; then known content in order of release.
+        # First those that hold nothing known, the latest in front; the others in order of release.
         self._free = OrderedDict.fromkeys(range(num_blocks))
 
     @property
