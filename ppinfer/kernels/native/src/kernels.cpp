@@ -1,13 +1,11 @@
 // The entry points: plain C, called through ctypes. Each shares its rows out over `threads` threads.
-#include "attention.h"
-#include "exports.h"
-#include "rows.h"
-#include "store.h"
-#if !defined(PPINFER_PLAIN)
-#include "cores.h"
-#include "layers.h"
+#include "typed.h"
+
+extern ATTENTION_OF(Bf16, bf16);
+#if defined(PPINFER_AVX512BF16)
+extern LINEAR_OF(bf16);
+extern LAYERS_OF(Bf16, bf16);
 #endif
-#include <omp.h>
 
 // Once a process, before anything else; whether the operating system allows what this path needs.
 EXPORT int ppinfer_begin() {
@@ -16,25 +14,6 @@ EXPORT int ppinfer_begin() {
 #else
   return 1;
 #endif
-}
-
-template <class T>
-static void attention(const Step &s, const Layer &layer, typename T::Element *q, typename T::Element *k,
-                      const typename T::Element *v, long stride, const typename T::Element *cos,
-                      const typename T::Element *sin, typename T::Element *k_pool, typename T::Element *v_pool,
-                      typename T::Element *out, int threads) {
-  const word *keys = (const word *)k_pool, *values = (const word *)v_pool;
-#pragma omp parallel num_threads(threads)
-  {
-    const int thread = omp_get_thread_num(), count = omp_get_num_threads();
-    const long tokens = s.num_tokens;
-    if (k) {
-      store_tokens(s, layer, cos ? q : nullptr, k, v, stride, cos, sin, k_pool, v_pool,
-                   (int)(tokens * thread / count), (int)(tokens * (thread + 1) / count));
-#pragma omp barrier
-    }
-    if (out) attend<T>(s, layer.window, q, stride, keys, values, out, thread, count);
-  }
 }
 
 // Rotates (where cos is given), stores (where k is) and attends (where out is). q, k and v are rows
@@ -75,26 +54,17 @@ EXPORT void ppinfer_gate(int is_bf16, void *gate_up, void *out, long rows, int i
 }
 
 #if !defined(PPINFER_PLAIN)
-template <class E>
-static void linear(const void *x, const void *panels, const void *bias, void *out, long rows, long size, long outputs,
-                   int threads) {
-  threads = useful(threads, (double)rows * size * outputs / 5);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  linear_share((const E *)x, (const E *)panels, (const E *)bias, (E *)out, rows, size, outputs, omp_get_thread_num(),
-               omp_get_num_threads());
-}
-
 // x (rows, size) times panels (see product.h) plus bias, if any, to (rows, outputs).
 EXPORT void ppinfer_linear_fp32(void *x, void *panels, void *bias, void *out, long rows, long size, long outputs,
                                 int threads) {
-  linear<float>(x, panels, bias, out, rows, size, outputs, threads);
+  linear((const float *)x, (const float *)panels, (const float *)bias, (float *)out, rows, size, outputs, threads);
 }
 
 #if defined(PPINFER_AVX512BF16)
 // The same in bf16 (see linear.h); size is a multiple of 32.
 EXPORT void ppinfer_linear_bf16(void *x, void *panels, void *bias, void *out, long rows, long size, long outputs,
                                 int threads) {
-  linear<bf16>(x, panels, bias, out, rows, size, outputs, threads);
+  linear((const bf16 *)x, (const bf16 *)panels, (const bf16 *)bias, (bf16 *)out, rows, size, outputs, threads);
 }
 #endif
 
@@ -102,23 +72,12 @@ EXPORT void ppinfer_linear_bf16(void *x, void *panels, void *bias, void *out, lo
 // have a linear.
 EXPORT void ppinfer_layers(int is_bf16, const Step *s, const DecoderLayer *layers, int num_layers, const Sizes *sizes,
                            const Scratchpad *pad, void *x, void *cos, void *sin, int threads) {
-  Barrier barrier;
-  Cores cores;
-#pragma omp parallel num_threads(threads)
-  {
-    const int thread = omp_get_thread_num(), count = omp_get_num_threads();
-    if (thread) cores.settle();
-#pragma omp single
-    barrier.count = count;
-    if (!is_bf16)
-      run_layers<Fp32>(*s, layers, num_layers, *sizes, *pad, (float *)x, (float *)cos, (float *)sin, barrier, thread,
-                       count);
+  if (!is_bf16)
+    all_layers<Fp32>(*s, layers, num_layers, *sizes, *pad, (float *)x, (float *)cos, (float *)sin, threads);
 #if defined(PPINFER_AVX512BF16)
-    else
-      run_layers<Bf16>(*s, layers, num_layers, *sizes, *pad, (bf16 *)x, (bf16 *)cos, (bf16 *)sin, barrier, thread,
-                       count);
+  else
+    all_layers<Bf16>(*s, layers, num_layers, *sizes, *pad, (bf16 *)x, (bf16 *)cos, (bf16 *)sin, threads);
 #endif
-  }
 }
 #endif
 
