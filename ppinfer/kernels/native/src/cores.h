@@ -8,7 +8,7 @@ class Cores {
   static constexpr int WORDS = CPU_SETSIZE / 64;
   unsigned long taken[WORDS] = {};
 
-  // Whether nobody had taken the core of this thread, which it has then; the core, or -1.
+  // Whether nobody had taken this core before.
   bool take(int core) {
     if (core < 0 || core >= CPU_SETSIZE) return true;  // whoever knows nothing changes nothing
     const unsigned long bit = 1ul << core % 64;
