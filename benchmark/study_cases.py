@@ -202,7 +202,7 @@ def run(case: Case) -> Run:
         simulate(made.pipeline, requests(case)),
         tuple(last - first for first, last in made.ranges),
         kv_tokens(made),
-        made.pipeline.tuning.num_slots,
+        made.pipeline.tuning.micro_batches[-1],
         made.pipeline.tuning.max_prefill_tokens,
     )
 

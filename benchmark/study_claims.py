@@ -12,11 +12,11 @@ from study_tables import ms, number, table
 from ppinfer.planner.outcome import Outcome
 from ppinfer.planner.rivals import (
     DrainingRounds,
-    RollingPrompts,
     accidental_cohorts,
     equal_tokens,
     fixed_cohorts,
     never_moved,
+    prompts_stay,
 )
 from ppinfer.planner.simulate import Schedule, ScheduleMaker, own_schedule, simulate
 from ppinfer.planner.traffic import Arrival, arrivals, static_batch
@@ -160,7 +160,7 @@ def one_prompt(runs: Runs) -> list[str]:
     """Time to the first token of one long prompt that has the pipeline to itself."""
     cells = [(stages, prompt) for stages in (4, 16, 32) for prompt in (32_000, 128_000)]
     schedules = (
-        own_schedule, equal_tokens, RollingPrompts, partial(RollingPrompts, by_time=False),
+        prompts_stay, partial(prompts_stay, by_time=False), own_schedule, equal_tokens,
     )  # fmt: skip
     jobs = []
     for stages, prompt in cells:

@@ -174,7 +174,7 @@ def _cuts(ranges: Sequence[StageRange]) -> list[tuple[int, ...]]:
 def _numbers(config: EngineConfig) -> list[int]:
     """Of micro-batches, that are worth a simulation."""
     pp = config.pp_size
-    numbers = {1, pp, pp + 1, pp + pp // 2, 2 * pp}
+    numbers = {1, max(1, pp // 2), pp, pp + 1, pp + pp // 2, 2 * pp}
     return sorted(number for number in numbers if number <= config.max_sequences)
 
 

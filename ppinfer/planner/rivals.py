@@ -73,22 +73,32 @@ class _Places(_Stay):
         return self._sizes is None or len(slot.sequences) < self._sizes[slot.index]
 
 
-class RollingPrompts(GenerateSchedule):
-    """The oldest prompt goes along with the turn, so that all its chunks follow each other through
-    the stages. In the engine's schedule it stays in its micro-batch, with two of them under way."""
+def prompts_stay(
+    manager: MicroBatchManager, tuning: Tuning, by_time: bool = True
+) -> GenerateSchedule:
+    """A prompt is computed in the steps of its own micro-batch alone, two of which are under way.
 
-    def __init__(self, manager: MicroBatchManager, tuning: Tuning, by_time: bool = True) -> None:
-        """``by_time``: chunks of equal time, not of equal tokens."""
-        steps = tuning.steps if by_time else None
-        super().__init__(manager, tuning.max_prefill_tokens, tuning, steps)
+    Args:
+        by_time: chunks of equal time, not of equal tokens.
+    """
+    steps = tuning.steps if by_time else None
+    return GenerateSchedule(manager, tuning.max_prefill_tokens, _NothingLent(tuning), steps)
 
-    def next_plan(self) -> StepPlan | None:
-        manager = self._manager
-        turn = manager.slots[(self._last + 1) % len(manager.slots)]
-        prompts = [seq for seq in manager.running() if seq.num_planned < seq.num_known]
-        if prompts and all(seq.slot != turn.index for seq in prompts):
-            manager.move(min(prompts, key=lambda seq: seq.rank), turn)
-        return super().next_plan()
+
+class _NothingLent:
+    """The micro-batches of a tuning, and no step but theirs."""
+
+    def __init__(self, tuning: Tuning) -> None:
+        self._tuning = tuning
+
+    def micro_batches_for(self, num_sequences: int) -> int:
+        return self._tuning.micro_batches_for(num_sequences)
+
+    def turns_for(self, micro_batches: int) -> int:
+        return 0
+
+    def threads_for(self, micro_batches: int) -> int:
+        return self._tuning.threads_for(micro_batches)
 
 
 class DrainingRounds:

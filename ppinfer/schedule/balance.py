@@ -47,13 +47,13 @@ class Balance:
         apart = max(in_use, sum(slot.in_flight > 0 for slot in slots))  # the steps of a round
         for slot in slots[in_use:]:
             for seq in list(slot.sequences):
-                self._manager.move(seq, self._lightest(in_use, slot), apart)
+                self._manager.move(seq, self.lightest(in_use, slot), apart)
         if in_use == 1:
             return
         share = self._share(total, in_use)
         for _ in range(self._manager.num_running):  # each move makes them more equal
             heaviest = max(slots[:in_use], key=self.load)
-            lightest = self._lightest(in_use, heaviest)
+            lightest = self.lightest(in_use, heaviest)
             best = self._best_move(heaviest, lightest)
             if best is None or self.load(heaviest) - self.weight(best) / 2 <= share:
                 return
@@ -82,7 +82,8 @@ class Balance:
         context = manager.sums().context + manager.queue.num_tokens(waiting)
         return (manager.num_running + waiting + self._context_weight * context) / in_use
 
-    def _lightest(self, in_use: int, giver: MicroBatch) -> MicroBatch:
+    def lightest(self, in_use: int, giver: MicroBatch) -> MicroBatch:
+        """Of the slots in use, and of equal ones that whose turn comes next."""
         slots, turn = self._manager.slots[:in_use], (giver.index + 1) % in_use
         turns = [*slots[turn:], *slots[:turn]]
         return min(turns, key=self.load)

@@ -5,6 +5,10 @@ first one's tokens are known: so no stage waits for the driver, and the pipeline
 between rounds or when requests come and go. A slot without work is passed over. The same schedule
 serves a static batch (all requests known at the start) and a stream of them.
 
+Where fewer slots hold sequences than steps could be under way, the turns that are left are *lent*
+to prompts, whosever they are: chunks need not wait for tokens, so those of one prompt follow each
+other through the stages.
+
 Equal slots make equal steps, and equal steps leave no bubbles. So when a slot's turn comes, it
 takes waiting requests up to its even share of all sequences that run or could run now, and heavy
 slots give to light ones (``balance.py``). Only the membership changes: stages know sequences, and
@@ -37,6 +41,10 @@ class Spread(Protocol):
         """At least 1, and not more than there are slots."""
         ...
 
+    def turns_for(self, micro_batches: int) -> int:
+        """Steps that may be under way then: where they are more, prompts use those left over."""
+        ...
+
     def threads_for(self, micro_batches: int) -> int:
         """CPU threads of each stage's step then; 0 leaves what the stage was started with."""
         ...
@@ -49,6 +57,9 @@ class EvenSpread:
         self._num_slots = num_slots
 
     def micro_batches_for(self, num_sequences: int) -> int:
+        return self._num_slots
+
+    def turns_for(self, micro_batches: int) -> int:
         return self._num_slots
 
     def threads_for(self, micro_batches: int) -> int:
@@ -92,13 +103,16 @@ class GenerateSchedule:
         in_use = self._spread.micro_batches_for(total) if total else 0
         if manager.num_running:
             self._balance.even_out(total, in_use)
+        prompts, lent = self._lent(total, in_use)
         for slot in self._from(self._last + 1):
             if slot.in_flight == STEPS_A_SLOT:
                 if slot.has_work:
                     return None  # to pass it over would put two steps of one slot side by side
             elif slot.in_flight and slot.would_split:
                 continue
-            elif work := self._work(slot, total, in_use):
+            elif work := self._work(slot, total, in_use) or (
+                self._lent_work(slot, prompts, total, in_use) if slot in lent else []
+            ):
                 self._last = slot.index
                 return manager.launch(slot, work, self._spread.threads_for(in_use))
         return None
@@ -114,7 +128,7 @@ class GenerateSchedule:
         work: list[tuple[Sequence, int]] = []
         prompts: list[Sequence] = []
         for seq in list(slot.sequences):
-            if seq.slot != slot.index:  # it had to make room for one before it
+            if seq.slot is None:  # it had to make room for one before it
                 continue
             if seq.num_planned < seq.num_known:
                 prompts.append(seq)
@@ -125,19 +139,40 @@ class GenerateSchedule:
             ):
                 work.append((seq, count))
         if self._manager.num_preemptions != self._preempted:
-            work = [(seq, count) for seq, count in work if seq.slot == slot.index]
-            prompts = [seq for seq in prompts if seq.slot == slot.index]
-        if prompts or self._manager.first_waiting is not None:
+            work = [(seq, count) for seq, count in work if seq.slot is not None]
+            prompts = [seq for seq in prompts if seq.slot is not None]
+        if prompts or (self._manager.first_waiting is not None and slot.index < in_use):
             work += self._prompts(slot, prompts, len(work), total, in_use)
-        if self._manager.num_preemptions != self._preempted:
-            self._preempted = self._manager.num_preemptions
-            work = [(seq, count) for seq, count in work if seq.slot == slot.index]
-        return work
+        return self._still_here(work)
+
+    def _lent(self, total: int, in_use: int) -> tuple[list[Sequence], list[MicroBatch]]:
+        """Prompts under way, and the empty slots whose turns are theirs and newcomers'."""
+        manager = self._manager
+        empty = [slot for slot in manager.slots if not slot.sequences]
+        spare = self._spread.turns_for(in_use) - len(manager.slots) + len(empty) if empty else 0
+        if spare <= 0 or not total:
+            return [], []
+        prompts = [seq for seq in manager.running() if seq.num_planned < seq.num_known]
+        return prompts, empty[:spare] if prompts or manager.num_running < total else []
+
+    def _lent_work(
+        self, slot: MicroBatch, prompts: list[Sequence], total: int, in_use: int
+    ) -> list[tuple[Sequence, int]]:
+        """What prompts of other slots, and those that join them, make of an empty slot's turn."""
+        prompts = [seq for seq in prompts if seq.slot is not None]
+        return self._still_here(self._prompts(slot, prompts, 0, total, in_use))
+
+    def _still_here(self, work: list[tuple[Sequence, int]]) -> list[tuple[Sequence, int]]:
+        """Without those that have just made room for others."""
+        if self._manager.num_preemptions == self._preempted:
+            return work
+        self._preempted = self._manager.num_preemptions
+        return [(seq, count) for seq, count in work if seq.slot is not None]
 
     def _prompts(
         self, slot: MicroBatch, prompts: list[Sequence], rows: int, total: int, in_use: int
     ) -> list[tuple[Sequence, int]]:
-        """What the step computes of the slot's prompts and of those that join it now."""
+        """What the step computes of these prompts and of those that join them now."""
         if not prompts and not self._takes_one(slot, 0, total, in_use):
             return []
         prompts.sort(key=lambda seq: seq.rank)
@@ -146,7 +181,7 @@ class GenerateSchedule:
         for seq in sorted(prompts[1:], key=lambda seq: seq.num_unplanned):
             budget.give(seq)
         while not budget.is_spent and self._takes_one(slot, left, total, in_use):
-            newcomer = self._manager.admit(slot)
+            newcomer = self._manager.admit(self._home(slot, in_use))
             if newcomer is None:
                 break
             prompts.append(newcomer)
@@ -157,12 +192,12 @@ class GenerateSchedule:
             (seq, count)
             for seq in prompts
             if (count := budget.shares.get(seq.seq_id, 0))
-            and seq.slot == slot.index
+            and seq.slot is not None
             and self._manager.make_room(seq, count)
         ]
 
     def _takes_one(self, slot: MicroBatch, left: int, total: int, in_use: int) -> bool:
-        """Whether the next request may join the slot, whose oldest prompt has ``left`` to go.
+        """Whether the next request may join the step, whose oldest prompt has ``left`` to go.
 
         One that is no shorter than that comes after it.
         """
@@ -172,8 +207,12 @@ class GenerateSchedule:
             first is not None
             and (not left or first.num_tokens < left)
             and manager.num_running < total
-            and self._balance.has_place(slot, first, total, in_use)
+            and self._balance.has_place(self._home(slot, in_use), first, total, in_use)
         )
+
+    def _home(self, slot: MicroBatch, in_use: int) -> MicroBatch:
+        """Where those belong that join a step of the slot."""
+        return slot if slot.index < in_use else self._balance.lightest(in_use, slot)
 
     def _seconds(self, total: int, in_use: int) -> float:
         """Time for the prompts of a step."""

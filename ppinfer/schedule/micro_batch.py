@@ -220,7 +220,10 @@ class MicroBatchManager:
     def launch(
         self, slot: MicroBatch, work: Iterable[tuple[Sequence, int]], threads: int = 0
     ) -> StepPlan:
-        """Put a step of a slot in flight: for each sequence, that many of its unplanned tokens."""
+        """Put a step of a slot in flight: for each sequence, that many of its unplanned tokens.
+
+        A sequence of another slot lets a round pass before its next step, as one that moved does.
+        """
         assert slot.in_flight < STEPS_A_SLOT
         block_size, memory = self.pool.block_size, self.memory
         new: list[NewSequence] = []
@@ -255,6 +258,8 @@ class MicroBatchManager:
             seq.num_planned = end
             seq.num_pending += draws
             seq.last_step = self._next_step
+            if seq.slot != slot.index:
+                self._lent_to(seq)
         plan = StepPlan(self._next_step, slot.index, self._ended, new, steps, threads)
         self._next_step += 1
         self._ended = []
@@ -321,6 +326,12 @@ class MicroBatchManager:
         return updates
 
     # ------------------------------------------------------------ inside
+
+    def _lent_to(self, seq: Sequence) -> None:
+        """A sequence had a part in a step that was not its own slot's."""
+        assert seq.slot is not None
+        self.slots[seq.slot].changed()
+        seq.not_before = seq.last_step + sum(slot.in_flight > 0 for slot in self.slots)
 
     def _preempt(self, seq: Sequence) -> None:
         """Send a running sequence back to the queue, to start over later."""

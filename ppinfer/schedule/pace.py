@@ -169,8 +169,9 @@ class PipelinePace:
         busiest = micro_batches * max(steps)
         return max(around, busiest, self._on_all_cores(micro_batches * sum(steps)))
 
-    def prefill_seconds(self, num_tokens: int, chunk: int, micro_batches: int) -> float:
-        """Time until ``num_tokens`` of prompts are through, ``chunk`` at a time."""
+    def prefill_seconds(self, num_tokens: int, chunk: int, turns: int) -> float:
+        """Time until ``num_tokens`` of prompts are through, ``chunk`` at a time, in so many steps
+        that may be under way at once."""
         num_chunks = -(-num_tokens // chunk)
         steps = [
             (last - first) * stage.prefill.at(chunk)
@@ -180,10 +181,10 @@ class PipelinePace:
                 zip(self.stages, self.ranges, strict=True)
             )
         ]
-        around = sum(steps) + len(steps) * self._hop(micro_batches)
-        if micro_batches == 1:
+        around = sum(steps) + len(steps) * self._hop(turns)
+        if turns == 1:
             return num_chunks * around
-        pace = max(*steps, around / micro_batches, self._on_all_cores(sum(steps)))
+        pace = max(*steps, around / turns, self._on_all_cores(sum(steps)))
         return around + (num_chunks - 1) * pace
 
     def _steps(self, rows: float) -> list[float]:

@@ -38,6 +38,7 @@ class Tuning:
     Attributes:
         micro_batches: their number at 1, 2, … running sequences.
         threads: CPU threads of a step with 1, 2, … micro-batches; 0 is each stage's own share.
+        turns: steps that keep every stage at work; prompts use those that no micro-batch does.
         max_prefill_tokens: most prompt tokens that one step computes.
         steps: what a step takes; ``None`` where nothing was measured.
         choices: what measurement chose, each a phrase for people with the predicted figures.
@@ -46,17 +47,23 @@ class Tuning:
     micro_batches: tuple[int, ...]
     threads: tuple[int, ...]
     max_prefill_tokens: int
+    turns: int = 1
     steps: StepModel | None = None
     choices: tuple[str, ...] = ()
 
     @property
     def num_slots(self) -> int:
-        """The most micro-batches that ever run."""
-        return max(self.micro_batches)
+        """The most micro-batches that ever run, or turns where these are more."""
+        return max(map(self.turns_for, self.micro_batches))
 
     def micro_batches_for(self, num_sequences: int) -> int:
         """How many micro-batches so many running sequences, at least one, are divided over."""
         return self.micro_batches[min(num_sequences, len(self.micro_batches)) - 1]
+
+    def turns_for(self, micro_batches: int) -> int:
+        """How many steps may be under way while so many micro-batches run."""
+        in_turn = self.threads_for(micro_batches) > self.threads[-1]  # each step has all cores
+        return micro_batches if in_turn else max(micro_batches, self.turns)
 
     def threads_for(self, micro_batches: int) -> int:
         """CPU threads that a stage's step may use while so many micro-batches run."""
@@ -69,6 +76,7 @@ def untuned(config: EngineConfig, threads: tuple[int, ...] = (0,)) -> Tuning:
         micro_batches=_at_most(config.micro_batches, config.max_sequences),
         threads=threads,
         max_prefill_tokens=config.max_prefill_tokens or DEFAULT_PREFILL_TOKENS,
+        turns=_turns(config),
     )
 
 
@@ -129,14 +137,19 @@ class _Tuner:
             _fewest({m: self._seconds(n, m, ranges) for m in self._numbers(n)})
             for n in range(1, full + 1)
         )
+        threads = (self._one[0].threads, self._many[0].threads) if self._cores else (0,)
         tuning = Tuning(
             micro_batches=table,
-            threads=(self._one[0].threads, self._many[0].threads) if self._cores else (0,),
-            max_prefill_tokens=self._config.max_prefill_tokens or self._chunk(ranges, table[-1]),
+            threads=threads,
+            max_prefill_tokens=self._config.max_prefill_tokens or DEFAULT_PREFILL_TOKENS,
+            turns=_turns(self._config, self._cores // threads[-1] if self._cores else 0),
             steps=StepModel.fit(
                 (self._one if table[-1] == 1 else self._many)[0].costs, len(self._sizes.layers)
             ),
         )
+        if self._config.max_prefill_tokens is None:
+            seconds = {chunk: self._prefill(ranges, tuning, chunk) for chunk in PREFILL_CHUNKS}
+            tuning = replace(tuning, max_prefill_tokens=_fewest(seconds))
         return ranges, replace(tuning, choices=tuple(self._choices(ranges, tuning)))
 
     def _numbers(self, num_sequences: int) -> list[int]:
@@ -169,11 +182,11 @@ class _Tuner:
         ]
         return partition_layers(costs, self._config.pp_size, self._config.partition, self._limits)
 
-    def _chunk(self, ranges: tuple[StageRange, ...], micro_batches: int) -> int:
+    def _prefill(self, ranges: tuple[StageRange, ...], tuning: Tuning, chunk: int) -> float:
+        """Seconds for typical prompts in a full engine."""
+        micro_batches = tuning.micro_batches[-1]
         pace = self._pace(micro_batches, ranges)
-        return _fewest(
-            {c: pace.prefill_seconds(_PREFILL_TOKENS, c, micro_batches) for c in PREFILL_CHUNKS}
-        )
+        return pace.prefill_seconds(_PREFILL_TOKENS, chunk, tuning.turns_for(micro_batches))
 
     # ------------------------------------------------------------ words
 
@@ -192,8 +205,7 @@ class _Tuner:
             words.append(self._micro_batch_words(ranges, tuning))
         if config.max_prefill_tokens is None:
             chunk = tuning.max_prefill_tokens
-            seconds = self._pace(m, ranges).prefill_seconds(_PREFILL_TOKENS, chunk, m)
-            rate = _PREFILL_TOKENS / seconds
+            rate = _PREFILL_TOKENS / self._prefill(ranges, tuning, chunk)
             words.append(f"prefill of {chunk} tokens a step: {rate:,.0f} tokens/s predicted")
         return words
 
@@ -231,6 +243,11 @@ def _paces(stages: Sequence[StepCosts]) -> list[StagePace]:
 def _at_most(micro_batches: int, full: int) -> tuple[int, ...]:
     """So many micro-batches, as far as there are sequences to fill them."""
     return tuple(min(n, micro_batches) for n in range(1, full + 1))
+
+
+def _turns(config: EngineConfig, at_once: int = 0) -> int:
+    """A step for each stage, or for as many as can work at once where those are fewer."""
+    return min(config.pp_size, at_once or config.pp_size)
 
 
 def _fewest(seconds: dict[int, float]) -> int:

@@ -15,11 +15,11 @@ from ppinfer.planner.hardware import load_catalog
 from ppinfer.planner.pipeline import PipelineModel
 from ppinfer.planner.rivals import (
     DrainingRounds,
-    RollingPrompts,
     accidental_cohorts,
     equal_tokens,
     fixed_cohorts,
     never_moved,
+    prompts_stay,
 )
 from ppinfer.planner.shape import ModelShape
 from ppinfer.planner.simulate import ScheduleMaker, own_schedule, simulate
@@ -32,7 +32,7 @@ SHAPE = ModelShape(
     embedding_parameters=130_000_000, head_parameters=130_000_000, q_size=4096, kv_size=1024,
     vocab_size=32_000, max_position=65_536,
 )  # fmt: skip
-RIVALS = [equal_tokens, accidental_cohorts, never_moved, RollingPrompts, DrainingRounds]
+RIVALS = [equal_tokens, accidental_cohorts, never_moved, prompts_stay, DrainingRounds]
 
 
 def pipeline(stages: int = 4, sequences: int = 16, chunk: int = 256, **other) -> PipelineModel:
@@ -143,6 +143,6 @@ def test_equal_tokens_take_longer_the_further_a_prompt_is() -> None:
 def test_chunks_that_follow_each_other_fill_a_deep_pipeline(by_time: bool) -> None:
     requests = static_batch(1, 20_000, 2)
     model = pipeline(stages=8)
-    own = simulate(model, requests)
-    rolling = simulate(model, requests, schedule=partial(RollingPrompts, by_time=by_time))
-    assert rolling.first_token.mean < 0.4 * own.first_token.mean
+    own = simulate(model, requests, schedule=own_schedule if by_time else equal_tokens)
+    stay = simulate(model, requests, schedule=partial(prompts_stay, by_time=by_time))
+    assert own.first_token.mean < 0.4 * stay.first_token.mean

@@ -62,7 +62,8 @@ def test_every_request_gets_exactly_its_tokens_in_any_mix(data):
         expected_output=data.draw(st.sampled_from([None, 0, 1, 5]), "expected output"),
     )
     most = data.draw(st.integers(0, 6), "sequences in one micro-batch")
-    rig.spread = rig.schedule._spread = ByNumber(len(rig.manager.slots), most)
+    turns = data.draw(st.integers(0, 8), "steps under way")
+    rig.spread = rig.schedule._spread = ByNumber(len(rig.manager.slots), most, turns)
     arrivals = sorted(data.draw(st.integers(0, 30), "arrival") for _ in mix)
     aborts = {
         seq_id: data.draw(st.integers(0, 60), "abort")
@@ -160,11 +161,14 @@ def test_what_was_computed_past_a_stop_token_is_dropped():
 class ByNumber:
     """One micro-batch for up to ``most`` sequences, else as many as there are slots."""
 
-    def __init__(self, slots, most):
-        self.slots, self.most = slots, most
+    def __init__(self, slots, most, turns=0):
+        self.slots, self.most, self.turns = slots, most, turns
 
     def micro_batches_for(self, num_sequences):
         return 1 if num_sequences <= self.most else self.slots
+
+    def turns_for(self, micro_batches):
+        return self.turns
 
     def threads_for(self, micro_batches):
         return 8 // micro_batches

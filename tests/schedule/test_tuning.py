@@ -287,7 +287,7 @@ def test_the_chunk_that_was_asked_for_is_kept() -> None:
 def test_without_measurements_each_stage_has_a_micro_batch() -> None:
     tuning = untuned(EngineConfig(pp_size=3, micro_batch_size=2), threads=(2, 1))
     assert tuning == Tuning(
-        micro_batches=(1, 2, 3, 3, 3, 3), threads=(2, 1), max_prefill_tokens=512
+        micro_batches=(1, 2, 3, 3, 3, 3), threads=(2, 1), max_prefill_tokens=512, turns=3
     )
     asked = untuned(EngineConfig(num_micro_batches=2, micro_batch_size=1, max_prefill_tokens=9))
     assert (asked.micro_batches, asked.max_prefill_tokens) == ((1, 2), 9)

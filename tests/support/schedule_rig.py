@@ -109,9 +109,23 @@ class Rig:
     def _check_share(self, plan: StepPlan, total: int) -> None:
         sizes = self.sizes()
         in_use = self.spread.micro_batches_for(total)
+        if self.is_lent(plan):
+            assert all(step.start < self.known[step.seq_id] for step in plan.steps)
+            others = sum(map(bool, sizes))
+            assert not sizes[plan.slot]
+            assert others < self.spread.turns_for(in_use), "a step more than may be under way"
+            return
         assert plan.slot < in_use
         if self.steps is None:  # else weights count, which grow
             assert sizes[plan.slot] <= -(-total // in_use), "no slot has more than its share"
+
+    def is_lent(self, plan: StepPlan) -> bool:
+        """Whether a plan that was just made computes prompts of other slots."""
+        homes = {
+            s.slot for s in self.manager.running() if s.seq_id in {t.seq_id for t in plan.steps}
+        }
+        assert plan.slot not in homes or len(homes) == 1, "a step is for its slot or for others"
+        return plan.slot not in homes
 
     def _check_plan(self, plan: StepPlan) -> None:
         assert self.manager.num_running <= self.manager.max_sequences
