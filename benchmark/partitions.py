@@ -1,82 +1,143 @@
-"""Is the partition that was chosen the best one? Every cut of two stages is run.
+"""Is the partition that was chosen the best one? Every cut of two stages is predicted and run.
 
-    python benchmark/partitions.py > docs/results/partitions.md     7 minutes, nothing beside it
+    python benchmark/partitions.py > docs/results/partitions.md    20 minutes, nothing beside it
 
 Two micro-batches, so that both stages work at once and the cut matters. All cuts are run in two
-turns; then the best of them and the chosen one take turns again, since the machine drifts.
+turns. This machine's speed changes more from minute to minute than from one cut to the next, so
+the best of them and the chosen one are then open together and take turns of a few seconds: only
+figures of the same turn are compared.
 """
 
 from __future__ import annotations
 
+import random
+import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TypeAlias
 
 from ppinfer import PPInferEngine
-from ppinfer.bench.calibration import run
+from ppinfer.bench.calibration import calibrate, run
 from ppinfer.bench.conditions import conditions, in_words
-from ppinfer.bench.stats import Spread
-from ppinfer.bench.tables import Table, markdown, with_range
+from ppinfer.bench.stats import Spread, paired_ratios
+from ppinfer.bench.tables import Table, markdown, number, with_range
 from ppinfer.config import Partition
+from ppinfer.planner.simulate import simulate
 from ppinfer.planner.traffic import static_batch
 
-Layers = tuple[int, ...]
+Layers: TypeAlias = tuple[int, int]
 
 LOAD, WARM_UP = static_batch(32, 32, 32), static_batch(32, 16, 4)
-TURNS, FINAL_TURNS, FINALISTS = 2, 4, 5
+DTYPES = ("bf16", "fp32")
+TURNS, FINAL_TURNS, FINALISTS = 2, 20, 5
 
 
-def measure(partition: Partition) -> tuple[Layers, float]:
-    """The layers of each stage, and output tokens/s."""
-    with PPInferEngine(
+def open_engine(dtype: str, partition: Partition) -> PPInferEngine:
+    """Warmed up, and always with the same KV blocks, whose memory is at hand."""
+    engine = PPInferEngine(
         "demo",
         pp_size=2,
-        dtype="bf16",
+        dtype=dtype,
         num_micro_batches=2,
         max_num_seqs=32,
         max_prefill_tokens=256,
+        prefix_caching=False,
         partition=partition,
-    ) as engine:
+    )
+    run(engine, WARM_UP)
+    return engine
+
+
+def choose_and_predict(dtype: str) -> tuple[Layers, dict[Layers, float]]:
+    """The chosen cut, and the output tokens/s that each cut is predicted to give."""
+    with open_engine(dtype, "auto") as engine:
         assert engine.pipeline is not None
-        layers = tuple(each.last_layer - each.first_layer for each in engine.pipeline.layouts)
-        run(engine, WARM_UP)
-        return layers, run(engine, LOAD).throughput
+        chosen, *_ = (each.last_layer - each.first_layer for each in engine.pipeline.layouts)
+        total = engine.pipeline.config.num_layers
+        pipeline = calibrate(engine)
+    predicted = {}
+    for first in range(1, total):
+        ranges = ((0, first), (first, total))
+        stages = tuple(
+            replace(stage, layers=layers)
+            for stage, layers in zip(pipeline.stages, ranges, strict=True)
+        )
+        cut = replace(pipeline, stages=stages)
+        predicted[first, total - first] = simulate(cut, LOAD).throughput
+    return (chosen, total - chosen), predicted
 
 
-def turns(count: int, cuts: Iterable[Layers]) -> dict[Layers, Spread]:
-    rates: dict[Layers, list[float]] = {layers: [] for layers in cuts}
-    for turn in range(count):
-        for layers, found in rates.items():
-            print(f"turn {turn + 1} of {count}: {words(layers)}", file=sys.stderr)
-            found.append(measure(layers)[1])
-    return {layers: Spread.of(found) for layers, found in rates.items()}
+def one_by_one(dtype: str, cuts: Iterable[Layers]) -> dict[Layers, list[float]]:
+    """Output tokens/s of each cut in every turn, each with a pipeline of its own."""
+    rates: dict[Layers, list[float]] = {cut: [] for cut in cuts}
+    for turn in range(TURNS):
+        for cut, found in rates.items():
+            print(f"{dtype}, turn {turn + 1} of {TURNS}: {words(cut)}", file=sys.stderr)
+            with open_engine(dtype, cut) as engine:
+                found.append(run(engine, LOAD).throughput)
+    return rates
 
 
-def words(layers: Layers) -> str:
-    return "+".join(map(str, layers))
+def together(dtype: str, cuts: Sequence[Layers]) -> dict[Layers, list[float]]:
+    """The same while all pipelines stand, in an order that changes with every turn."""
+    rates: dict[Layers, list[float]] = {cut: [] for cut in cuts}
+    draw = random.Random(0)
+    with ExitStack() as stack:
+        engines = {cut: stack.enter_context(open_engine(dtype, cut)) for cut in cuts}
+        for turn in range(FINAL_TURNS):
+            print(f"{dtype}, final turn {turn + 1} of {FINAL_TURNS}", file=sys.stderr)
+            for cut in draw.sample(cuts, len(cuts)):
+                rates[cut].append(run(engines[cut], LOAD).throughput)
+    return rates
 
 
-def table(title: str, rates: dict[Layers, Spread], chosen: Layers) -> Table:
-    best = max(spread.median for spread in rates.values())
-    made = Table(title, ["layers", "tokens/s (range)", "of the best"])
-    for layers, spread in rates.items():
-        name = words(layers) + (" (chosen)" if layers == chosen else "")
-        made.rows.append([name, with_range(spread), f"{spread.median / best:.1%}"])
+def words(cut: Layers, chosen: Layers | None = None) -> str:
+    return "+".join(map(str, cut)) + (" (chosen)" if cut == chosen else "")
+
+
+def final_table(dtype: str, rates: dict[Layers, list[float]], chosen: Layers) -> Table:
+    made = Table(
+        f"{dtype}: the best and the chosen cut, in turns",
+        ["layers", "tokens/s (range)", "of the chosen one's, turn by turn"],
+    )
+    ratios = {c: statistics.median(paired_ratios(r, rates[chosen])) for c, r in rates.items()}
+    for cut, found in sorted(rates.items()):
+        row = [words(cut, chosen), with_range(Spread.of(found)), f"{ratios[cut]:.1%}"]
+        made.rows.append(row)
+    best = max(ratios, key=ratios.__getitem__)
+    behind = 1 - 1 / ratios[best]
+    made.notes.append(f"The chosen cut is {behind:.1%} behind the best one, {words(best)}.")
+    return made
+
+
+def every_table(
+    dtype: str, rates: dict[Layers, list[float]], predicted: dict[Layers, float], chosen: Layers
+) -> Table:
+    made = Table(f"{dtype}: all cuts", ["layers", "tokens/s (range)", "predicted", "error"])
+    errors = []
+    for cut, found in rates.items():
+        spread, guess = Spread.of(found), predicted[cut]
+        errors.append(abs(guess / spread.median - 1))
+        row = [words(cut, chosen), with_range(spread), number(guess)]
+        made.rows.append([*row, f"{guess / spread.median - 1:+.1%}"])
+    made.notes.append(f"Predictions are off by {statistics.mean(errors):.1%} on average.")
     return made
 
 
 def main() -> None:
     before = conditions()
-    chosen, _ = measure("auto")
-    total = sum(chosen)
-    every = turns(TURNS, [(first, total - first) for first in range(1, total)])
-    top = sorted(every, key=lambda layers: -every[layers].median)[:FINALISTS]
-    finals = turns(FINAL_TURNS, dict.fromkeys([*top, chosen]))
-    tables = [
-        table("The best and the chosen cut, in turns", finals, chosen),
-        table("All cuts", every, chosen),
-    ]
+    tables = []
+    for dtype in DTYPES:
+        chosen, predicted = choose_and_predict(dtype)
+        every = one_by_one(dtype, predicted)
+        top = sorted(every, key=lambda cut: -statistics.median(every[cut]))[:FINALISTS]
+        finals = together(dtype, list(dict.fromkeys([*top, chosen])))
+        tables.append(final_table(dtype, finals, chosen))
+        tables.append(every_table(dtype, every, predicted, chosen))
     print(
-        f"# Partitions\n\n{in_words(before)}\n\nThe demo model in bf16, two stages, 32 requests of "
+        f"# Partitions\n\n{in_words(before)}\n\nThe demo model, two stages, 32 requests of "
         f"32 prompt and 32 new tokens in two micro-batches, `python benchmark/partitions.py`.\n\n"
         f"{markdown(tables)}",
         end="",
