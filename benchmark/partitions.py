@@ -1,11 +1,11 @@
 """Is the partition that was chosen the best one? Every cut of two stages is predicted and run.
 
-    python benchmark/partitions.py > docs/results/partitions.md    20 minutes, nothing beside it
+    python benchmark/partitions.py > docs/results/partitions.md    18 minutes, nothing beside it
 
 Two micro-batches, so that both stages work at once and the cut matters. All cuts are run in two
-turns. This machine's speed changes more from minute to minute than from one cut to the next, so
-the best of them and the chosen one are then open together and take turns of a few seconds: only
-figures of the same turn are compared.
+turns. A machine's speed may change more from minute to minute than from one cut to the next, so
+the finalists are then open together and take turns of a few seconds: only figures of the same turn
+are compared.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ Layers: TypeAlias = tuple[int, int]
 
 LOAD, WARM_UP = static_batch(32, 32, 32), static_batch(32, 16, 4)
 DTYPES = ("bf16", "fp32")
-TURNS, FINAL_TURNS, FINALISTS = 2, 20, 5
+TURNS, FINAL_TURNS = 2, 12
+BEST, BESIDE = 3, 2
+"""The finals are between the best of all cuts, the chosen one, and those a few layers beside it."""
 
 
 def open_engine(dtype: str, partition: Partition) -> PPInferEngine:
@@ -78,6 +80,11 @@ def one_by_one(dtype: str, cuts: Iterable[Layers]) -> dict[Layers, list[float]]:
             with open_engine(dtype, cut) as engine:
                 found.append(run(engine, LOAD).throughput)
     return rates
+
+
+def finalists(rates: dict[Layers, list[float]], chosen: Layers) -> list[Layers]:
+    best = sorted(rates, key=lambda cut: -statistics.median(rates[cut]))[:BEST]
+    return [cut for cut in rates if cut in best or abs(cut[0] - chosen[0]) <= BESIDE]
 
 
 def together(dtype: str, cuts: Sequence[Layers]) -> dict[Layers, list[float]]:
@@ -132,8 +139,7 @@ def main() -> None:
     for dtype in DTYPES:
         chosen, predicted = choose_and_predict(dtype)
         every = one_by_one(dtype, predicted)
-        top = sorted(every, key=lambda cut: -statistics.median(every[cut]))[:FINALISTS]
-        finals = together(dtype, list(dict.fromkeys([*top, chosen])))
+        finals = together(dtype, finalists(every, chosen))
         tables.append(final_table(dtype, finals, chosen))
         tables.append(every_table(dtype, every, predicted, chosen))
     print(
