@@ -127,6 +127,7 @@ def measure(
         if others + stolen <= REPEAT_ABOVE or not knows_all:
             profile_cache.save(key, measured)
             break
+    assert measured is not None
     return _of_all(measured, len(ready))
 
 
