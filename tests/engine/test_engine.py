@@ -75,6 +75,17 @@ def test_generate_equals_transformers_in_input_order(engine: PPInferEngine, mode
         assert result.finish_reason == "length"
 
 
+def test_a_lone_prompt_has_the_turns_of_all_micro_batches(folder: Path, model: Any) -> None:
+    prompt = random_ids(200, seed=3)
+    settings = {"pp_size": 3, "max_prefill_tokens": 16}
+    with PPInferEngine(folder, **settings) as engine, engine.trace() as tracing:
+        (result,) = engine.generate([prompt], FREE)
+    assert result.token_ids == reference(model, prompt, 12)
+    steps = tracing.trace.steps.values()
+    assert {step.slot for step in steps if step.words.startswith("prefill 16")} == {0, 1, 2}
+    assert {step.slot for step in steps if step.is_decode} == {0}
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_inference_takes_batches_padded_on_either_side(
     engine: PPInferEngine, model: Any, side: str
