@@ -1,6 +1,6 @@
 """Is the partition that was chosen the best one? Every cut of two stages is predicted and run.
 
-    python benchmark/partitions.py > docs/results/partitions.md    18 minutes, nothing beside it
+    python benchmark/partitions.py > docs/results/partitions.md    19 minutes, nothing beside it
 
 Two micro-batches, so that both stages work at once and the cut matters. All cuts are run in two
 turns. A machine's speed may change more from minute to minute than from one cut to the next, so
