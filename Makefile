@@ -21,7 +21,7 @@ demo: $(VENV)/.installed
 
 # Two processes, since many tests wait for one thread of a process that starts. Threads that spin long
 # while they wait make tests crawl on cores that something else needs too; so does measuring again
-# what other tests disturbed.
+# what other tests disturbed. Tests of one group share what takes long to load, so one process has them.
 test: $(VENV)/.installed
 	@GOMP_SPINCOUNT=1000 PPINFER_FOREIGN_CPU=9 $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 

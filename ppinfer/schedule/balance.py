@@ -44,7 +44,7 @@ class Balance:
             return
         self._seen = state
         slots = self._manager.slots
-        apart = max(in_use, sum(slot.in_flight > 0 for slot in slots))  # the steps of a round
+        apart = max(in_use, self._manager.round_length)
         for slot in slots[in_use:]:
             for seq in list(slot.sequences):
                 self._manager.move(seq, self.lightest(in_use, slot), apart)

@@ -119,6 +119,11 @@ class MicroBatchManager:
         return len(self._in_flight)
 
     @property
+    def round_length(self) -> int:
+        """Steps until a slot's turn comes again, as slots are in flight now."""
+        return sum(slot.in_flight > 0 for slot in self.slots)
+
+    @property
     def first_waiting(self) -> Sequence | None:
         return self.queue.first
 
@@ -331,7 +336,7 @@ class MicroBatchManager:
         """A sequence had a part in a step that was not its own slot's."""
         assert seq.slot is not None
         self.slots[seq.slot].changed()
-        seq.not_before = seq.last_step + sum(slot.in_flight > 0 for slot in self.slots)
+        seq.not_before = seq.last_step + self.round_length
 
     def _preempt(self, seq: Sequence) -> None:
         """Send a running sequence back to the queue, to start over later."""

@@ -121,9 +121,8 @@ class Rig:
 
     def is_lent(self, plan: StepPlan) -> bool:
         """Whether a plan that was just made computes prompts of other slots."""
-        homes = {
-            s.slot for s in self.manager.running() if s.seq_id in {t.seq_id for t in plan.steps}
-        }
+        planned = {step.seq_id for step in plan.steps}
+        homes = {seq.slot for seq in self.manager.running() if seq.seq_id in planned}
         assert plan.slot not in homes or len(homes) == 1, "a step is for its slot or for others"
         return plan.slot not in homes
 
