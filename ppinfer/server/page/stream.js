@@ -22,12 +22,21 @@ async function ask(path, options = {}) {
   return answer;
 }
 
+const WORKED_LONG = 8; // milliseconds
+
 // The data of server-sent events, until the server says that it was the last one.
+//
+// While more has come already, awaiting it lets nothing else run, not even a frame be drawn: so
+// there is a break now and then.
 async function* events(path, options) {
   const answer = await ask(path, options);
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
+  let rest = "", rested = performance.now();
   for (;;) {
+    if (performance.now() - rested > WORKED_LONG) {
+      await new Promise((done) => setTimeout(done));
+      rested = performance.now();
+    }
     const { done, value } = await reader.read();
     if (done) return;
     const parts = (rest + value).split("\n\n");
