@@ -33,7 +33,10 @@ _HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops a
 _SERVER = "Server"
 
 
-@takes(sampling_options("logprobs", "prompt_logprobs", max_tokens=_MAX_TOKENS), engine_options())
+@takes(
+    sampling_options("logprobs", "prompt_logprobs", "grammar", max_tokens=_MAX_TOKENS),
+    engine_options(),
+)
 def chat(
     model: Annotated[
         str | None,

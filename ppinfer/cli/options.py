@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
@@ -19,6 +20,7 @@ import typer
 from ppinfer.cli.plan_file import read_settings
 from ppinfer.config import EngineConfig, settings_help
 from ppinfer.errors import RequestError
+from ppinfer.grammar import Grammar
 from ppinfer.sampling import SamplingParams
 
 ResultT = TypeVar("ResultT")
@@ -26,6 +28,11 @@ ResultT = TypeVar("ResultT")
 _FLAGS = {"pp_size": ("--pp-size", "-pp")}
 _WRITTEN_AS = {"kv_cache_memory": str | None, "partition": str}
 """Settings that a command line gives in another form than the dataclass holds."""
+
+_GRAMMAR_HELP = (
+    "What the output must look like: json (any object), regex:PATTERN, schema:FILE (a JSON schema) "
+    "or lark:FILE."
+)
 
 Model = Annotated[
     str,
@@ -131,14 +138,18 @@ def sampling_options(*without: str, **defaults: Any) -> OptionGroup:
             continue
         types[item.name] = item.type
         values[item.name] = item.default
-    types |= {"stop": list[str], "stop_token_ids": list[int], "logit_bias": list[str]}
-    values |= {"stop": [], "stop_token_ids": [], "logit_bias": []}
+    written = {
+        "stop": list[str], "stop_token_ids": list[int], "logit_bias": list[str],
+        "grammar": str | None,
+    }  # fmt: skip
+    types |= {name: written[name] for name in written if name in types}
+    values |= {name: [] for name in ("stop", "stop_token_ids", "logit_bias")}
     return OptionGroup(
         name="sampling",
         panel="Sampling",
         types=types,
         defaults=values | defaults,
-        help=attribute_help(SamplingParams),
+        help=attribute_help(SamplingParams) | {"grammar": _GRAMMAR_HELP},
     )
 
 
@@ -147,6 +158,8 @@ def make_params(sampling: Mapping[str, Any], **defaults: Any) -> SamplingParams:
     given = defaults | dict(sampling)
     if "logit_bias" in given:
         given["logit_bias"] = dict(map(_bias, given["logit_bias"]))
+    if isinstance(written := given.get("grammar"), str):
+        given["grammar"] = _grammar(written)
     return SamplingParams(**given)
 
 
@@ -157,6 +170,27 @@ def _bias(written: str) -> tuple[int, float]:
         return int(token), float(bias)
     except ValueError:
         raise RequestError(f"logit_bias must be written ID=BIAS, not {written!r}.") from None
+
+
+def _grammar(written: str) -> Grammar:
+    """What ``_GRAMMAR_HELP`` says, as a grammar."""
+    kind, separator, what = written.partition(":")
+    if written == "json":
+        return Grammar.json_object()
+    if not separator or kind not in ("regex", "schema", "lark"):
+        raise RequestError(
+            f"grammar must be written json, regex:PATTERN, schema:FILE or lark:FILE, not "
+            f"{written!r}."
+        )
+    if kind == "regex":
+        return Grammar.regex(what)
+    try:
+        text = Path(what).read_text(encoding="utf-8")
+        return Grammar.lark(text) if kind == "lark" else Grammar.json_schema(json.loads(text))
+    except OSError as error:
+        raise RequestError(f"The grammar {what} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise RequestError(f"{what} is not a file of JSON in UTF-8: {error}.") from None
 
 
 def takes(*groups: OptionGroup) -> Callable[[Callable[..., ResultT]], Callable[..., ResultT]]:

@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -17,6 +17,7 @@ from support.fake_engine import run
 from ppinfer.cli.options import attribute_help, engine_options, make_params, sampling_options
 from ppinfer.config import EngineConfig, settings_help
 from ppinfer.errors import RequestError
+from ppinfer.grammar import Grammar
 from ppinfer.sampling import SamplingParams
 from ppinfer.version import __version__
 
@@ -48,6 +49,31 @@ class TestOptions:
         for item in msgspec.structs.fields(SamplingParams):
             assert group.defaults[item.name] == (item.default or type(group.defaults[item.name])())
             assert group.help[item.name].endswith(".")
+            hint = group.types[item.name]
+            kinds = set(get_args(hint) or (hint,)) - {type(None)}
+            assert kinds <= {str, int, float, bool}, f"{item.name} can be written as {hint}"
+
+    def test_a_grammar_is_written_with_its_kind(self, tmp_path: Path) -> None:
+        schema = tmp_path / "schema.json"
+        schema.write_text('{"type": "integer"}')
+        lark = tmp_path / "grammar.lark"
+        lark.write_text('start: "yes"')
+        for written, grammar in {
+            "json": Grammar.json_object(),
+            "regex:a:b+": Grammar.regex("a:b+"),
+            f"schema:{schema}": Grammar.json_schema({"type": "integer"}),
+            f"lark:{lark}": Grammar.lark('start: "yes"'),
+        }.items():
+            assert make_params({"grammar": written}).grammar == grammar
+        for written, why in {
+            "yaml": "json, regex:PATTERN, schema:FILE or lark:FILE",
+            "json:x": "json, regex:PATTERN, schema:FILE or lark:FILE",
+            f"schema:{tmp_path / 'none'}": "cannot be read: No such file",
+            f"schema:{lark}": "not a file of JSON",
+            "regex:" + "a" * 200_000: "must not be longer",
+        }.items():
+            with pytest.raises(RequestError, match=why):
+                make_params({"grammar": written})
 
     def test_biases_are_written_with_their_tokens(self) -> None:
         assert make_params({"logit_bias": ["5=-1.5", "7=2"]}).logit_bias == {5: -1.5, 7: 2.0}
