@@ -17,6 +17,7 @@ import torch
 from ppinfer.kernels.native.library import StepData
 
 if TYPE_CHECKING:
+    from ppinfer.kernels.gpu.step import StepArrays
     from ppinfer.kernels.paged_batch import PagedIndex
 
 SPLIT = 128
@@ -55,7 +56,8 @@ class AttentionBatch:
         device: torch.device,
     ) -> None:
         self._starts, self._lengths, self._tables = starts, lengths, block_tables
-        self._block_size, self._shape, self._device = block_size, shape, device
+        self._block_size, self._shape = block_size, shape
+        self.device = device
         self.num_tokens = sum(lengths)
         self.num_positions = max(map(int.__add__, starts, lengths))
 
@@ -116,10 +118,20 @@ class AttentionBatch:
         )
 
     @cached_property
+    def gpu(self) -> StepArrays:
+        """For the kernels of a GPU."""
+        from ppinfer.kernels.gpu.step import StepArrays
+
+        return StepArrays(
+            self._starts, self._lengths, self._tables, self._block_size, self._shape.group_size,
+            self.device,
+        )  # fmt: skip
+
+    @cached_property
     def index(self) -> PagedIndex:
         """For attention in plain PyTorch."""
         from ppinfer.kernels.paged_batch import PagedIndex
 
         return PagedIndex(
-            self._starts, self._lengths, self._tables, self._block_size, self._shape, self._device
+            self._starts, self._lengths, self._tables, self._block_size, self._shape, self.device
         )

@@ -3,11 +3,12 @@
 ``Linear`` owns its storage behind one seam. On a CPU the native kernels' own product is used where
 they have one for the dtype. Otherwise the weight is reordered once for oneDNN, whose result for a
 row does not change with the number of rows as long as there are at least two: a single row takes
-another code path inside oneDNN, so it is padded to two (``pad_single_rows``). That would not hold
-for bf16 in matrix registers (AMX), which oneDNN uses for some numbers of rows and not for others:
-it is told to leave them alone. Where the native kernels are there, oneDNN is left with bf16 on
-processors that have no instructions for it. Elsewhere it is ``F.linear``, which promises nothing of
-the kind (MKL and cuBLAS pick kernels by shape).
+another code path inside oneDNN, so it is padded to two. That would not hold for bf16 in matrix
+registers (AMX), which oneDNN uses for some numbers of rows and not for others: it is told to leave
+them alone. Where the native kernels are there, oneDNN is left with bf16 on processors that have no
+instructions for it. On a GPU it is the product of ``gpu/product.py``. Elsewhere, and on a GPU where
+``keep_rows_invariant`` was told not to, it is ``F.linear``, which promises nothing of the kind (MKL
+and cuBLAS pick kernels by shape).
 
 Shapes: T rows, I inputs, O outputs.
 """
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ppinfer.kernels.gpu import device as gpu
 from ppinfer.kernels.heap import lasting
 from ppinfer.kernels.native import library
 
@@ -47,18 +49,18 @@ _LAYOUTS = {
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 
-_least_rows = 2
-"""Below which a product of oneDNN is padded."""
+_invariant = True
 
 
-def pad_single_rows(yes: bool) -> None:
-    """Whether this process keeps the bits of a single row those it has among others.
+def keep_rows_invariant(yes: bool) -> None:
+    """Whether this process keeps the bits of a row those it has alone, at any price.
 
-    Where oneDNN multiplies, the second row that takes costs about a tenth of a product of bf16
-    that is one row high; the native products cost nothing.
+    Where oneDNN multiplies, a single row is padded to two, which takes about a tenth of a product
+    of bf16 that is one row high. On a GPU, libraries' products are left alone. The native products
+    cost nothing.
     """
-    global _least_rows
-    _least_rows = 2 if yes else 1
+    global _invariant
+    _invariant = yes
 
 
 class Linear:
@@ -75,6 +77,7 @@ class Linear:
         self.out_features, self.in_features = weight.shape
         self._product = _own_product(weight.dtype, weight.device)
         self._packed = can_pack(weight.dtype, weight.device)
+        self._is_gpu = gpu.usable(weight.device)
         self._bias = bias
         if self._product is not None:
             self._weight, self._inputs = _panels(weight)
@@ -92,9 +95,13 @@ class Linear:
         """``(T, I)`` to ``(T, O)`` in the weight's dtype."""
         if self._product is not None:
             return self._multiply(self._product, x_ti)
+        if self._is_gpu and _invariant:
+            from ppinfer.kernels.gpu.product import product
+
+            return product(x_ti, self._weight, self._bias)
         if not self._packed:
             return functional.linear(x_ti, self._weight, self._bias)
-        if x_ti.shape[0] < _least_rows:
+        if x_ti.shape[0] == 1 and _invariant:
             return self._pointwise(torch.cat((x_ti, x_ti)))[:1]
         return self._pointwise(x_ti)
 

@@ -1,8 +1,8 @@
 """What a decoder layer asks for besides its linear layers, on whichever kernels are there.
 
 ``ops_for_step`` gives one object a step; all layers of the step use it. ``TorchOps`` is the plain
-way, ``NativeOps`` the one in C++; both keep the rounding of ``transformers``, and in both a row's
-bits depend on its own sequence alone.
+way, ``NativeOps`` the one in C++, ``gpu/ops.py`` has the one in Triton. All keep the rounding of
+``transformers``, and in all a row's bits depend on its own sequence alone.
 
 Legend: T tokens, E hidden size, H query heads, K KV heads, D head size, I inner size of the MLP.
 """
@@ -18,6 +18,7 @@ from torch import Tensor
 from ppinfer.kernels.attention import paged_attention, write_kv
 from ppinfer.kernels.batch import AttentionBatch
 from ppinfer.kernels.elementwise import gated_silu, rms_norm, rotate
+from ppinfer.kernels.gpu import device as gpu
 from ppinfer.kernels.native import library
 from ppinfer.kernels.native.library import Kernels, LayerData
 
@@ -176,7 +177,12 @@ class TorchOps:
 def ops_for_step(
     batch: AttentionBatch, rotary: Rotary, buffers: Buffers | None, dtype: torch.dtype
 ) -> Ops:
-    """The native kernels where there are buffers for their results, else plain PyTorch."""
+    """Those in Triton on a GPU, the native ones where there are buffers for their results, else
+    plain PyTorch."""
+    if gpu.usable(batch.device):
+        from ppinfer.kernels.gpu.ops import GpuOps
+
+        return GpuOps(batch, rotary)
     kernels = library.active()
     if buffers is None or kernels is None:
         return TorchOps(batch, rotary)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ppinfer.kernels.batch import AttentionBatch
+from ppinfer.kernels.gpu import device as gpu
 from ppinfer.kernels.linear import Linear
 from ppinfer.kernels.native import library
 from ppinfer.kernels.ops import Buffers, native_norm, ops_for_step
@@ -122,7 +123,11 @@ class StageModel:
         norm, head = self._norm, self._head
         assert norm is not None
         assert head is not None
+        if gpu.usable(self.device):
+            from ppinfer.kernels.gpu import rows
+
+            return head(rows.norm(hidden.contiguous(), None, norm.weight, norm.eps))
         if self._kernels is None or self._buffers is None:
             return head(norm(hidden))
-        rows = hidden.contiguous()
-        return head(native_norm(self._kernels, self._buffers, rows, None, norm.weight, norm.eps))
+        x = hidden.contiguous()
+        return head(native_norm(self._kernels, self._buffers, x, None, norm.weight, norm.eps))

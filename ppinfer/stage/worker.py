@@ -40,6 +40,8 @@ from ppinfer.messages import (
 from ppinfer.version import __version__
 
 if TYPE_CHECKING:
+    import torch
+
     from ppinfer.comm.links import Rings
     from ppinfer.stage.loop import StageLoop
 
@@ -125,8 +127,7 @@ class StageWorker:
 
         from ppinfer.comm.links import open_links
         from ppinfer.comm.stage_manager import PipelineStageManager
-        from ppinfer.kernels.linear import pad_single_rows
-        from ppinfer.kernels.native import library
+        from ppinfer.kernels.linear import keep_rows_invariant
         from ppinfer.models.config import ModelConfig
         from ppinfer.models.decoder import StageModel
         from ppinfer.stage.device import TORCH_DTYPES, free_bytes, resident_bytes
@@ -159,7 +160,7 @@ class StageWorker:
             rings=self._rings(setup, config.hidden_size * dtype.itemsize),
         )
         connected = time.perf_counter()
-        pad_single_rows(setup.row_invariant)
+        keep_rows_invariant(setup.row_invariant)
         model = StageModel(
             config,
             setup.first_layer,
@@ -187,7 +188,7 @@ class StageWorker:
                 ),
                 load_seconds=time.perf_counter() - connected,
                 connect_seconds=connected - started,
-                note=(device.type == "cpu" and library.fallback_reason()) or "",
+                note=_why_slow(device),
             )
         )
         cache = KVCache(
@@ -251,6 +252,14 @@ class StageWorker:
             pass
         sys.stderr.flush()
         os._exit(1)
+
+
+def _why_slow(device: torch.device) -> str:
+    """Why the stage computes in plain PyTorch; empty where it has kernels of its own."""
+    from ppinfer.kernels.gpu.device import why_not
+    from ppinfer.kernels.native import library
+
+    return (library.fallback_reason() if device.type == "cpu" else why_not(device)) or ""
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from ppinfer.kernels.elementwise import LANES, exp2_, gated_silu
-from ppinfer.kernels.linear import Linear, can_pack, pad_single_rows
+from ppinfer.kernels.linear import Linear, can_pack, keep_rows_invariant
 from ppinfer.kernels.native import library
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -53,11 +53,11 @@ def test_a_single_row_of_onednn_is_padded_unless_told_otherwise(
     multiply = linear._pointwise
     monkeypatch.setattr(linear, "_pointwise", lambda x: heights.append(len(x)) or multiply(x))
     x = torch.randn(1, 16)
-    pad_single_rows(padded)
+    keep_rows_invariant(padded)
     try:
         assert linear(x).shape == (1, 32)
     finally:
-        pad_single_rows(True)
+        keep_rows_invariant(True)
     assert heights == [2 if padded else 1]
 
 

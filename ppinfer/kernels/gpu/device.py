@@ -1,0 +1,57 @@
+"""Whether a device can run these kernels, and what they must fit in there."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from ppinfer.kernels.native.library import VARIABLE
+
+_LEAST_CAPABILITY = (8, 0)
+"""What Triton supports of NVIDIA's."""
+
+_UNLIMITED = 1 << 30
+
+
+def usable(device: torch.device) -> bool:
+    return device.type == "cuda" and why_not(device) == ""
+
+
+@cache
+def why_not(device: torch.device) -> str:
+    """Why a GPU computes in plain PyTorch; empty where it need not."""
+    if os.environ.get(VARIABLE) == "torch":
+        return f"{VARIABLE} asks for it."
+    if torch.version.cuda is None:
+        return "the kernels were written for CUDA, and this torch was built for something else."
+    if torch.cuda.get_device_capability(device) < _LEAST_CAPABILITY:
+        return f"Triton needs a GPU of compute capability {_LEAST_CAPABILITY[0]}.0 or above."
+    if find_spec("triton") is None:
+        return "Triton is missing: pip install triton."
+    try:
+        from ppinfer.kernels.gpu import rows
+
+        x = torch.ones((2, 16), device=device)
+        rows.norm(x, None, x[0], 1e-5).tolist()
+    except Exception as error:  # whatever a compiler on an unknown machine may raise
+        words = str(error).strip().splitlines() or [type(error).__name__]
+        return f"Triton could not compile a kernel: {words[0]}"
+    return ""
+
+
+@cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes that one program may have of a processor's shared memory."""
+    if device.type != "cuda":
+        return _UNLIMITED
+    properties: Any = torch.cuda.get_device_properties(device)  # typed in part
+    return int(properties.shared_memory_per_block_optin)
+
+
+def stages_of(bytes_a_stage: int, most: int, device: torch.device) -> int:
+    """How many loads of so many bytes may be under way at once: 1 to ``most``."""
+    return max(1, min(most, int(shared_memory(device) * 0.95) // bytes_a_stage))

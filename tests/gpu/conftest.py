@@ -1,0 +1,37 @@
+"""Tests that need a CUDA device; elsewhere they are skipped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from ppinfer.launch import local
+
+
+@pytest.fixture(autouse=True)
+def gpu() -> torch.device:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device("cuda", 0)
+
+
+@pytest.fixture
+def one_gpu_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several stages compute on the first GPU, and NCCL takes each for a host of its own.
+
+    NCCL refuses two ranks on one GPU of one host, and a stage otherwise takes the GPU of its index.
+    """
+    spawn = local.spawn_stage
+
+    def on_first_gpu(stage: int, **settings: Any) -> Any:
+        monkeypatch.setenv("NCCL_HOSTID", f"stage-{stage}")
+        return spawn(stage, **(settings | {"local_index": 0}))
+
+    for name, value in {
+        "NCCL_SOCKET_IFNAME": "lo", "NCCL_IB_DISABLE": "1", "NCCL_P2P_DISABLE": "1",
+        "NCCL_SHM_DISABLE": "1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(local, "spawn_stage", on_first_gpu)
