@@ -77,7 +77,7 @@ class EngineConfig:
     threads: int | None = _setting(
         None, "CPU threads a stage; default: the machine's cores divided over its stages."
     )
-    recv_ahead: int = _setting(3, "Receives a stage posts ahead of its compute.")
+    recv_ahead: int = _setting(3, "Receives a stage posts ahead of its compute; on GPUs none are.")
     timeout: float = _setting(300.0, "Longest wait for a stage, in seconds, before it is named.")
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ import torch
 
 from ppinfer.cli.inspect import human_bytes
 from ppinfer.errors import ConfigError
+from ppinfer.kernels.gpu.device import why_not
 from ppinfer.kernels.native import build, library, paths
 from ppinfer.kernels.native.paths import cpu_flags
 from ppinfer.stage import device
@@ -136,7 +137,8 @@ def _row_invariance() -> dict[str, bool]:
     if device.cpu_has_bf16():
         targets.append(("cpu", torch.bfloat16))
     if torch.cuda.is_available():
-        targets += [("cuda", torch.float32), ("cuda", torch.float16)]
+        dtypes = device.gpu_dtypes(0)
+        targets += [("cuda", device.TORCH_DTYPES[name]) for name in dtypes]
     return {
         f"{where} {str(dtype).removeprefix('torch.')}": rows_are_exact(torch.device(where), dtype)
         for where, dtype in targets
@@ -163,6 +165,8 @@ def _slow(found: dict[str, Any]) -> list[str]:
             "Stages on the processor compute attention in plain PyTorch, several times slower: "
             f"{found['kernels']['why torch']}"
         )
+    if has_gpu and (reason := why_not(torch.device("cuda", 0))):
+        notes.append(f"Stages on a GPU compute in plain PyTorch, several times slower: {reason}")
     cores = _cores(processor)
     if not has_gpu:
         notes.append(

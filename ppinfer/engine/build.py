@@ -25,6 +25,7 @@ from ppinfer.engine.setup import (
     choose_dtype,
     count_blocks,
     cut_and_tune,
+    receives_ahead,
 )
 from ppinfer.engine.source import ModelSource
 from ppinfer.engine.supervisor import Supervisor
@@ -129,7 +130,7 @@ def build_pipeline(
                     generation=0,
                     store=supervisor.store,
                     block_size=config.block_size,
-                    recv_ahead=config.recv_ahead,
+                    recv_ahead=receives_ahead(config, devices),
                     send_depth=STEPS_A_SLOT * max(config.micro_batches, tuning.num_slots) + 1,
                     max_step_tokens=tuning.max_prefill_tokens + config.max_sequences,
                     max_sequences=config.max_sequences,

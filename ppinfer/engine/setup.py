@@ -84,6 +84,16 @@ def choose_comm(
     return "p2p" if num_stages <= 2 else "broadcast"
 
 
+def receives_ahead(config: EngineConfig, devices: Sequence[DeviceInfo]) -> int:
+    """How many receives of hidden states stages post before they need them.
+
+    On a GPU none: a receive of NCCL runs there until its data comes, and much that CUDA does for
+    the first time (to load a kernel, to get memory) waits for all that runs. The data may depend on
+    the very step that would wait.
+    """
+    return config.recv_ahead if all(device.name == "cpu" for device in devices) else 0
+
+
 def count_blocks(
     loaded: Sequence[StageLoaded],
     devices: Sequence[DeviceInfo],

@@ -2,8 +2,8 @@
 
 A row of the result depends on its own sequence alone, bit for bit: not on who shares the batch,
 nor on whether its token came in a prompt, in a chunk of one, or alone. ``native/src/attention.h``
-is how that is done in C++; the rest of this file is how it is done in plain PyTorch. What is in a
-pool, and in which order, is the affair of whichever of the two wrote it.
+is how that is done in C++ and ``gpu/attention.py`` in Triton; the rest of this file is how it is
+done in plain PyTorch. What is in a pool, and in which order, is the affair of whichever wrote it.
 
 ``PagedIndex`` (in ``paged_batch.py``) says which matrices meet; all work is done on matrices of one
 fixed shape:
@@ -30,6 +30,7 @@ from torch.nn import functional
 
 from ppinfer.kernels.batch import SPLIT, AttentionBatch
 from ppinfer.kernels.elementwise import exp2_
+from ppinfer.kernels.gpu import device as gpu
 from ppinfer.kernels.native import library
 from ppinfer.kernels.native.library import LayerData
 from ppinfer.kernels.paged_batch import ROWS, TileGroup
@@ -89,6 +90,10 @@ def paged_attention(
             mixed.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         return mixed
+    if gpu.usable(q_thd.device):
+        from ppinfer.kernels.gpu.attention import paged_attention as on_gpu
+
+        return on_gpu(q_thd.contiguous(), cache, batch.gpu, window)
     index = batch.index
     plan = index.tiles(window)
     scale = dim**-0.5 * _LOG2_E  # powers of two instead of e: see elementwise.exp2_

@@ -17,7 +17,7 @@ import torch
 from ppinfer.kernels.native.library import StepData
 
 if TYPE_CHECKING:
-    from ppinfer.kernels.gpu.step import StepArrays
+    from ppinfer.kernels.gpu.step import Packed, StepArrays
     from ppinfer.kernels.paged_batch import PagedIndex
 
 SPLIT = 128
@@ -44,6 +44,7 @@ class AttentionBatch:
     Attributes:
         num_tokens: of all sequences together.
         num_positions: one more than the greatest position of a token.
+        decode: for a decode graph of a GPU, once one has been asked for.
     """
 
     def __init__(
@@ -55,9 +56,10 @@ class AttentionBatch:
         shape: AttentionShape,
         device: torch.device,
     ) -> None:
-        self._starts, self._lengths, self._tables = starts, lengths, block_tables
-        self._block_size, self._shape = block_size, shape
+        self.starts, self.lengths, self.tables = starts, lengths, block_tables
+        self.block_size, self.shape = block_size, shape
         self.device = device
+        self.decode: Packed | None = None
         self.num_tokens = sum(lengths)
         self.num_positions = max(map(int.__add__, starts, lengths))
 
@@ -90,12 +92,12 @@ class AttentionBatch:
     @cached_property
     def native(self) -> StepData:
         """For the native kernels."""
-        count = len(self._starts)
-        numbers = array("i", self._starts)
-        numbers.extend(self._lengths)
-        numbers.extend(accumulate(self._lengths[:-1], initial=0))
-        numbers.extend(accumulate((len(table) for table in self._tables[:-1]), initial=0))
-        for table in self._tables:
+        count = len(self.starts)
+        numbers = array("i", self.starts)
+        numbers.extend(self.lengths)
+        numbers.extend(accumulate(self.lengths[:-1], initial=0))
+        numbers.extend(accumulate((len(table) for table in self.tables[:-1]), initial=0))
+        for table in self.tables:
             numbers.extend(table)
         self._numbers = numbers  # what the pointers point to
         first = numbers.buffer_info()[0]
@@ -105,11 +107,11 @@ class AttentionBatch:
         return StepData(
             num_seqs=count,
             num_tokens=self.num_tokens,
-            block_size=self._block_size,
-            block_shift=self._block_size.bit_length() - 1,
-            kv_heads=self._shape.num_kv_heads,
-            group=self._shape.group_size,
-            head_dim=self._shape.head_dim,
+            block_size=self.block_size,
+            block_shift=self.block_size.bit_length() - 1,
+            kv_heads=self.shape.num_kv_heads,
+            group=self.shape.group_size,
+            head_dim=self.shape.head_dim,
             starts=starts,
             lengths=lengths,
             offsets=offsets,
@@ -120,12 +122,12 @@ class AttentionBatch:
     @cached_property
     def gpu(self) -> StepArrays:
         """For the kernels of a GPU."""
-        from ppinfer.kernels.gpu.step import StepArrays
+        from ppinfer.kernels.gpu.step import StepArrays, pack
 
-        return StepArrays(
-            self._starts, self._lengths, self._tables, self._block_size, self._shape.group_size,
-            self.device,
-        )  # fmt: skip
+        packed = pack(
+            self.starts, self.lengths, self.tables, self.block_size, self.shape.group_size
+        )
+        return StepArrays(packed, packed.send(self.device))
 
     @cached_property
     def index(self) -> PagedIndex:
@@ -133,5 +135,5 @@ class AttentionBatch:
         from ppinfer.kernels.paged_batch import PagedIndex
 
         return PagedIndex(
-            self._starts, self._lengths, self._tables, self._block_size, self._shape, self.device
+            self.starts, self.lengths, self.tables, self.block_size, self.shape, self.device
         )

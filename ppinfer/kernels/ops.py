@@ -182,7 +182,7 @@ def ops_for_step(
     if gpu.usable(batch.device):
         from ppinfer.kernels.gpu.ops import GpuOps
 
-        return GpuOps(batch, rotary)
+        return GpuOps(batch.gpu, rotary.tables(batch.num_positions))
     kernels = library.active()
     if buffers is None or kernels is None:
         return TorchOps(batch, rotary)

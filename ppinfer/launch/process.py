@@ -125,6 +125,8 @@ def _environment(threads: int) -> dict[str, str]:
         environment.setdefault("GOMP_SPINCOUNT", "1000")
     # On CUDA, a wait for a neighbour then really waits, and fails by name instead of by abort.
     environment.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
+    # What torch's C++ warns of is how we use NCCL: groups of two, and no farewell.
+    environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # The stage must import the same ppinfer as its driver, wherever the script stands.
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     paths = [root, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]

@@ -10,6 +10,8 @@ Legend: T tokens, R rows, E hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,13 +21,16 @@ from ppinfer.kernels.batch import AttentionBatch
 from ppinfer.kernels.gpu import device as gpu
 from ppinfer.kernels.linear import Linear
 from ppinfer.kernels.native import library
-from ppinfer.kernels.ops import Buffers, native_norm, ops_for_step
+from ppinfer.kernels.ops import Buffers, Ops, native_norm, ops_for_step
 from ppinfer.kernels.stack import LayerStack, fits
 from ppinfer.messages import StageTensors
 from ppinfer.models.config import ModelConfig
 from ppinfer.models.layers import DecoderLayer, RMSNorm
 from ppinfer.models.loading import load_stage
 from ppinfer.models.rope import RotaryTable
+
+if TYPE_CHECKING:
+    from ppinfer.kernels.gpu.decode_graph import DecodeGraphs
 
 
 class StageModel:
@@ -61,6 +66,7 @@ class StageModel:
         self._kernels = library.active_for(device, dtype, config.head_dim)
         self._buffers = None if self._kernels is None else Buffers(dtype)
         self._stack: tuple[Sequence[tuple[Tensor, Tensor]], LayerStack | None] | None = None
+        self._graphs: tuple[Sequence[tuple[Tensor, Tensor]], DecodeGraphs] | None = None
         self._embedding: Tensor | None = None
         self._layers: list[DecoderLayer] = []
         self._norm: RMSNorm | None = None
@@ -93,17 +99,39 @@ class StageModel:
                 which is left as it is.
             cache: K and V pools of each of this stage's layers.
         """
-        # The layers add to the stream in place.
-        x = x.clone() if self._embedding is None else functional.embedding(x, self._embedding)
+        graphs = self._graphs_on(cache)
+        if graphs is not None and (replayed := graphs.run(x, batch)) is not None:
+            return replayed
         stack = self._stack_on(cache)
         if stack is not None:
-            return stack(x, batch, self._rotary)
+            return stack(self._stream(x), batch, self._rotary)
         ops = ops_for_step(batch, self._rotary, self._buffers, self.dtype)
+        return self._layer_by_layer(x, ops, cache)
+
+    def _stream(self, x: Tensor) -> Tensor:
+        """What layers may add to in place."""
+        return x.clone() if self._embedding is None else functional.embedding(x, self._embedding)
+
+    def _layer_by_layer(
+        self, x: Tensor, ops: Ops, cache: Sequence[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        x = self._stream(x)
         pending: Tensor | None = None
         for layer, pools in zip(self._layers, cache, strict=True):
             pending = layer(x, pending, ops, pools)
         assert pending is not None
         return x.add_(pending)
+
+    def _graphs_on(self, cache: Sequence[tuple[Tensor, Tensor]]) -> DecodeGraphs | None:
+        """Recorded decode steps on this cache, on a GPU with kernels of our own."""
+        if not gpu.usable(self.device):
+            return None
+        if self._graphs is None or self._graphs[0] is not cache:
+            from ppinfer.kernels.gpu.decode_graph import DecodeGraphs
+
+            forward = partial(self._layer_by_layer, cache=cache)
+            self._graphs = cache, DecodeGraphs(forward, self._rotary)
+        return self._graphs[1]
 
     def _stack_on(self, cache: Sequence[tuple[Tensor, Tensor]]) -> LayerStack | None:
         """All layers as one native call on this cache, where that can be had."""

@@ -28,11 +28,15 @@ def list_devices(local_index: int, local_size: int) -> tuple[DeviceInfo, ...]:
     devices = [DeviceInfo("cpu", cpu_name(), free_host_bytes() // local_size, tuple(dtypes))]
     if torch.cuda.is_available() and local_index < torch.cuda.device_count():
         free, _ = torch.cuda.mem_get_info(local_index)
-        capable = torch.cuda.get_device_capability(local_index) >= _BF16_CAPABILITY
-        gpu_dtypes = ("fp32", "fp16", "bf16") if capable else ("fp32", "fp16")
         name = torch.cuda.get_device_name(local_index)
-        devices.append(DeviceInfo(f"cuda:{local_index}", name, free, gpu_dtypes))
+        devices.append(DeviceInfo(f"cuda:{local_index}", name, free, gpu_dtypes(local_index)))
     return tuple(devices)
+
+
+def gpu_dtypes(index: int) -> tuple[str, ...]:
+    """What the GPU of this index computes in."""
+    is_capable = torch.cuda.get_device_capability(index) >= _BF16_CAPABILITY
+    return ("fp32", "fp16", "bf16") if is_capable else ("fp32", "fp16")
 
 
 def free_bytes(device: torch.device, local_size: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 
 import torch
@@ -20,7 +21,7 @@ from ppinfer.stage.scorer import Scorer
 class _SequenceState:
     """A live sequence on this stage: its blocks, and how many of its tokens are in the cache."""
 
-    blocks: list[int] = field(default_factory=list)
+    blocks: array[int] = field(default_factory=lambda: array("i"))
     length: int = 0
 
 
@@ -114,7 +115,11 @@ class StageRunner:
 
         ``x`` is what the stage before sent, or token ids (tokens,) on the first stage.
         """
-        return self._model.forward(x, step.batch, self._cache.layers)
+        hidden = self._model.forward(x, step.batch, self._cache.layers)
+        if self._device.type == "cuda":
+            # So that the clock sees when it is done, and not when it was begun.
+            torch.cuda.current_stream(self._device).synchronize()
+        return hidden
 
     def sample(self, step: Step, hidden: torch.Tensor) -> list[SampledToken]:
         """The new token of every sequence that the plan samples; last stage only."""

@@ -11,6 +11,7 @@ from ppinfer.engine.setup import (
     choose_dtype,
     count_blocks,
     layer_costs,
+    receives_ahead,
 )
 from ppinfer.errors import CapacityError, ConfigError
 from ppinfer.messages import DeviceInfo, StageLoaded, StageReady
@@ -54,6 +55,12 @@ def test_auto_comm_is_shared_memory_on_one_host_and_the_original_rule_elsewhere(
     for devices, shared in (([CPU] * 2, False), ([CPU, gpu(1)], True)):
         with pytest.raises(ConfigError, match='comm="shm" is for stages of one host'):
             choose_comm("shm", 2, devices, shared)
+
+
+def test_no_receive_runs_on_a_gpu_before_it_is_needed() -> None:
+    config = EngineConfig(recv_ahead=5)
+    assert receives_ahead(config, [CPU, CPU]) == 5
+    assert receives_ahead(config, [gpu(0), gpu(1)]) == 0
 
 
 def test_auto_dtype_is_the_checkpoints_where_every_device_has_it() -> None:

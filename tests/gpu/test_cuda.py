@@ -15,6 +15,8 @@ from support.checkpoints import make_model, random_ids, save_model
 from ppinfer import PPInferEngine, RequestOutput, SamplingParams
 from ppinfer.errors import StageError
 
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
 LENGTHS = (5, 17, 64, 130, 1, 33, 200, 90)
 NEW = 24
 
@@ -86,6 +88,22 @@ def test_company_and_chunks_change_no_bit(
         with PPInferEngine(str(folder), device="cuda", dtype=dtype, **settings) as engine:
             found.append([bits(result) for result in engine.generate(prompts, params)])
     assert all(each == found[0] for each in found[1:])
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_a_token_is_as_likely_decoded_as_in_a_prompt(
+    folder: Path, prompts: list[list[int]], dtype: str
+) -> None:
+    with PPInferEngine(str(folder), device="cuda", dtype=dtype, max_num_seqs=8) as engine:
+        params = SamplingParams(max_tokens=NEW, logprobs=0, ignore_eos=True)
+        decoded = engine.generate(prompts, params)
+        whole = [prompt + result.token_ids for prompt, result in zip(prompts, decoded, strict=True)]
+        scored = engine.generate(whole, SamplingParams(max_tokens=1, prompt_logprobs=0))
+    for before, after in zip(decoded, scored, strict=True):
+        assert before.logprobs is not None
+        assert after.prompt_logprobs is not None
+        expected = [entry.logprob for entry in before.logprobs]
+        assert [entry.logprob for entry in after.prompt_logprobs[-NEW:] if entry] == expected
 
 
 @pytest.mark.parametrize(("stages", "comm"), [(2, "p2p"), (2, "broadcast"), (4, "broadcast")])

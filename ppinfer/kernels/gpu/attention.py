@@ -24,6 +24,9 @@ from ppinfer.kernels.gpu.step import CHUNK, ROWS, StepArrays
 _BLOCKS = ((64, 2), (64, 1), (32, 1), (16, 1))
 """Keys that are read at once and how many times that may be under way, the best first."""
 
+_MOST_FP32_KEYS = 4096
+"""Elements of a block of keys in fp32."""
+
 _WORKSPACE_BYTES = 256 << 20
 _LOG2_E = 1.4426950408889634
 
@@ -45,11 +48,11 @@ def paged_attention(
     size = max(16, triton.next_power_of_2(dim))
     keys, stages = _block_of(size, q_thd)
     row_bytes = step.num_chunks * kv_heads * dim * 4
-    tiles_at_once = max(1, _WORKSPACE_BYTES // (row_bytes * min(ROWS, group)))
-    if step.num_rows * row_bytes <= _WORKSPACE_BYTES:
+    tiles_at_once = max(1, _WORKSPACE_BYTES // (row_bytes * ROWS))
+    if fits_at_once(step.num_rows, step.num_chunks, kv_heads, dim):
         tiles_at_once = len(step.tile_rows)
     for tile in range(0, len(step.tile_rows), tiles_at_once):
-        tiles = step.tile_rows[tile : tile + tiles_at_once + 1].tolist()
+        tiles = step.tile_rows[tile : tile + tiles_at_once + 1]
         is_last = len(tiles) <= tiles_at_once
         first_row, end_row = tiles[0], step.num_rows if is_last else tiles[-1]
         num_tiles, rows = len(tiles) - (not is_last), end_row - first_row
@@ -70,9 +73,16 @@ def paged_attention(
     return out
 
 
+def fits_at_once(rows: int, chunks: int, kv_heads: int, head_dim: int) -> bool:
+    """Whether so many query rows of a KV head need no slices."""
+    return rows * chunks * kv_heads * head_dim * 4 <= _WORKSPACE_BYTES
+
+
 def _block_of(size: int, q_thd: Tensor) -> tuple[int, int]:
     """Keys read at once and how often in advance, as the device and the head decide."""
     most = shared_memory(q_thd.device) * 0.9
+    if q_thd.dtype == torch.float32:  # each product is written out, and long ones compile for ever
+        most = min(most, 2 * 4 * _MOST_FP32_KEYS)
     fitting = (b for b in _BLOCKS if 2 * b[0] * b[1] * size * q_thd.element_size() <= most)
     return next(fitting, _BLOCKS[-1])
 

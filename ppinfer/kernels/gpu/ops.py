@@ -12,14 +12,15 @@ from ppinfer.kernels.gpu.attention import paged_attention
 from ppinfer.kernels.gpu.step import StepArrays
 
 if TYPE_CHECKING:
-    from ppinfer.kernels.batch import AttentionBatch
-    from ppinfer.kernels.ops import AttentionLayer, Rotary
+    from ppinfer.kernels.ops import AttentionLayer
 
 
 class GpuOps:
-    def __init__(self, batch: AttentionBatch, rotary: Rotary) -> None:
-        self._step: StepArrays = batch.gpu
-        self._cos, self._sin = rotary.tables(batch.num_positions)
+    """``rotary`` are cosines and sines of all positions up to the step's last."""
+
+    def __init__(self, step: StepArrays, rotary: tuple[Tensor, Tensor]) -> None:
+        self._step = step
+        self._cos, self._sin = rotary
 
     def norm(self, x_te: Tensor, addend_te: Tensor | None, weight: Tensor, eps: float) -> Tensor:
         return rows.norm(x_te, addend_te, weight, eps)

@@ -24,7 +24,6 @@ _PROGRAMS = 264
 """Programs that a product of few rows is cut into, about: two for each processor of a large GPU."""
 
 _LEAST_SEGMENT, _MOST_SEGMENTS = 512, 16
-_FEW_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +35,11 @@ class _Tile:
     stages: int
 
 
-_FEW = {2: _Tile(64, 64, 128, 4, 4), 4: _Tile(16, 64, 32, 4, 3)}
-_MANY = {2: _Tile(128, 128, 64, 8, 3), 4: _Tile(64, 64, 32, 8, 3)}
-"""By the bytes of an element."""
+_TILES = {
+    2: (_Tile(16, 64, 128, 4, 4), _Tile(64, 64, 64, 4, 6), _Tile(128, 128, 64, 8, 4)),
+    4: (_Tile(16, 64, 32, 4, 3), _Tile(64, 64, 32, 8, 3)),
+}
+"""By the bytes of an element, the lowest first: which one makes no difference to the result."""
 
 
 def segments_of(outputs: int, inputs: int) -> tuple[int, int]:
@@ -53,27 +54,26 @@ def product(x_ti: Tensor, weight_oi: Tensor, bias_o: Tensor | None) -> Tensor:
     """``(T, I)`` to ``(T, O)``, all of one dtype; rows must be contiguous."""
     (rows, inputs), outputs = x_ti.shape, weight_oi.shape[0]
     out = x_ti.new_empty((rows, outputs))
+    bias = out if bias_o is None else bias_o
     count, length = segments_of(outputs, inputs)
-    is_few = rows <= _FEW_ROWS
-    size = x_ti.element_size()
-    tile = (_FEW if is_few else _MANY)[size]
+    size, device = x_ti.element_size(), x_ti.device
+    tile = next((tile for tile in _TILES[size] if rows <= tile.rows), _TILES[size][-1])
     stage_bytes = (tile.rows + tile.outputs) * tile.inputs * size
-    split = count if is_few else 1
-    grid = (triton.cdiv(rows, tile.rows), triton.cdiv(outputs, tile.outputs), split)
+    tiles = triton.cdiv(rows, tile.rows), triton.cdiv(outputs, tile.outputs)
+    split = count if 4 * tiles[0] * tiles[1] <= _PROGRAMS else 1
     sums = out if split == 1 else x_ti.new_empty((split, rows, outputs), dtype=torch.float32)
-    _product[grid](
-        x_ti, weight_oi, out if bias_o is None else bias_o, sums,
+    _product[(*tiles, split)](
+        x_ti, weight_oi, bias, sums,
         rows, outputs, inputs, x_ti.stride(0), length, count // split,
-        HAS_BIAS=bias_o is not None and split == 1,
+        HAS_BIAS=bias_o is not None and split == 1, IS_WHOLE=count == 1,
         ROWS=tile.rows, OUTPUTS=tile.outputs, INPUTS=tile.inputs,
-        num_warps=tile.warps, num_stages=stages_of(stage_bytes, tile.stages, x_ti.device),
+        num_warps=tile.warps, num_stages=stages_of(stage_bytes, tile.stages, device),
     )  # fmt: skip
     if split > 1:
         elements = rows * outputs
         _add_segments[(triton.cdiv(elements, 1024),)](
-            sums, out if bias_o is None else bias_o, out, elements, outputs, split,
-            HAS_BIAS=bias_o is not None, SIZE=1024,
-        )  # fmt: skip
+            sums, bias, out, elements, outputs, split, HAS_BIAS=bias_o is not None, SIZE=1024
+        )
     return out
 
 
@@ -81,9 +81,13 @@ def product(x_ti: Tensor, weight_oi: Tensor, bias_o: Tensor | None) -> Tensor:
 def _product(
     x, weight, bias, out,
     rows, outputs, inputs, x_stride, segment_length, segments,
-    HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, IS_WHOLE: tl.constexpr,
+    ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,
 ):  # fmt: skip
-    """One tile of the product, of as many segments as the program has; ``out`` is (S, T, O)."""
+    """One tile of the product, of as many segments as the program has; ``out`` is (S, T, O).
+
+    ``IS_WHOLE`` says that the weight has one segment, which needs no sum of segments.
+    """
     split = tl.program_id(2)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
@@ -95,7 +99,7 @@ def _product(
     for segment in range(split * segments, (split + 1) * segments):
         first = segment * segment_length
         last = tl.minimum(first + segment_length, inputs)
-        part = tl.zeros((ROWS, OUTPUTS), tl.float32)
+        part = total if IS_WHOLE else tl.zeros((ROWS, OUTPUTS), tl.float32)
         for at in range(first, last, INPUTS):
             i = at + step
             a = tl.load(x_rows + i[None, :], mask=is_row[:, None] & (i < last)[None, :], other=0.0)
@@ -103,7 +107,7 @@ def _product(
                 w_rows + i[:, None], mask=is_output[None, :] & (i < last)[:, None], other=0.0
             )
             part = tl.dot(a, b, part, input_precision="ieee")
-        total += part
+        total = part if IS_WHOLE else total + part
     if HAS_BIAS:
         total += tl.load(bias + output, mask=is_output, other=0.0).to(tl.float32)[None, :]
     at_out = (split.to(tl.int64) * rows + row)[:, None] * outputs + output[None, :]

@@ -82,7 +82,7 @@ def rotate_and_write(
     HAS_NORM: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     """One head of one token: a query goes to ``q_out`` (T, H, D), keys and values to the pools
-    ``(N, K, B, D)``, at ``slots`` (block * B + place in it)."""
+    ``(N, K, B, D)``, at ``slots`` (block * B + place in it) that are not negative."""
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     kind = qkv.dtype.element_ty
     d = tl.arange(0, SIZE)
@@ -90,10 +90,11 @@ def rotate_and_write(
     source = qkv + (token * (heads + 2 * kv_heads) + head) * head_dim
     x = tl.load(source + d, mask=inside, other=0.0).to(tl.float32)
     slot = tl.load(slots + token).to(tl.int64)
+    is_kept = inside & (slot >= 0)
     kv_head = tl.where(head < heads + kv_heads, head - heads, head - heads - kv_heads)
     at_pool = ((slot // block_size) * kv_heads + kv_head) * block_size + slot % block_size
     if head >= heads + kv_heads:
-        tl.store(v_pool + at_pool * head_dim + d, x.to(kind), mask=inside)
+        tl.store(v_pool + at_pool * head_dim + d, x.to(kind), mask=is_kept)
     else:
         half = head_dim // 2
         other = tl.where(d < half, d + half, d - half)
@@ -112,4 +113,4 @@ def rotate_and_write(
         if head < heads:
             tl.store(q_out + (token * heads + head) * head_dim + d, turned, mask=inside)
         else:
-            tl.store(k_pool + at_pool * head_dim + d, turned, mask=inside)
+            tl.store(k_pool + at_pool * head_dim + d, turned, mask=is_kept)
