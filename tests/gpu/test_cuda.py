@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.checkpoints import make_model, random_ids, save_model
+from support.checkpoints import make_model, random_ids, reference_logits, save_model
 
 from ppinfer import PPInferEngine, RequestOutput, SamplingParams
 from ppinfer.errors import StageError
@@ -68,6 +68,21 @@ def test_greedy_tokens_are_those_of_transformers(
     with PPInferEngine(str(folder), device="cuda", dtype="fp32") as engine:
         results = engine.generate(prompts, greedy())
     assert [result.token_ids for result in results] == expected
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])
+def test_other_families(family: str, tmp_path: Path) -> None:
+    """Sliding windows, biases, and norms of queries and keys."""
+    sizes = {"hidden_size": 128, "num_attention_heads": 8, "num_key_value_heads": 2}
+    more = {"mistral": {"sliding_window": 40}, "qwen2": {}, "qwen3": {"head_dim": 32}}[family]
+    model = make_model(family, **sizes, **more)
+    prompts = [random_ids(length, length) for length in (3, 120)]
+    with PPInferEngine(str(save_model(model, tmp_path)), device="cuda", dtype="fp32") as engine:
+        results = engine.generate(prompts, greedy())
+    for prompt, result in zip(prompts, results, strict=True):
+        ids = [*prompt, *result.token_ids]
+        chosen = reference_logits(model, ids).argmax(-1).tolist()
+        assert result.token_ids == chosen[len(prompt) - 1 : -1]
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])

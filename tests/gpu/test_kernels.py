@@ -4,11 +4,17 @@ Triton's interpreter shows the first on a CPU, and the second where tiles are th
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import Tensor
 
+from ppinfer.kernels.attention import AttentionBatch
 from ppinfer.kernels.elementwise import gated_silu, rms_norm
+from ppinfer.kernels.ops import AttentionLayer, TorchOps
+from ppinfer.models.rope import RotaryTable
+from ppinfer.models.rope_config import RopeConfig
 
 IS_REAL = torch.cuda.is_available()
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if IS_REAL else [])]
@@ -17,6 +23,13 @@ PRODUCTS = [(1100, 130), (576, 200), *([(1536, 576), (4096, 512)] if IS_REAL els
 HEADS = [(6, 2, 24, None), (4, 4, 16, 40)]
 if IS_REAL:  # Triton's interpreter is slow, and knows no bf16
     HEADS += [(32, 8, 128, None), (9, 3, 64, 400), (20, 1, 80, None)]
+
+
+@dataclass
+class Shape:
+    num_kv_heads: int
+    group_size: int
+    head_dim: int
 
 
 def error(found: Tensor, expected: Tensor) -> float:
@@ -118,3 +131,28 @@ def test_attention(
     padded = torch.cat((q[last], q[:3]))
     packed = pack_decode([end - 1 for end in ends], tables, 16, group, len(padded), 4)
     assert torch.equal(attend(padded, packed)[: len(ends)], whole[last])
+
+
+@pytest.mark.parametrize("has_norm", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rotation_and_writing(device: torch.device, dtype: torch.dtype, has_norm: bool) -> None:
+    """Against plain PyTorch: a prompt, then single tokens upon what both have written."""
+    from ppinfer.kernels.gpu.ops import GpuOps
+
+    heads, kv_heads, dim = 6, 2, 24
+    torch.manual_seed(0)
+    norms = [torch.rand(dim).to(device, dtype) if has_norm else None for _ in range(2)]
+    layer = AttentionLayer(heads, kv_heads, dim, None, *norms, eps=1e-5)
+    rotary = RotaryTable(RopeConfig(theta=10000.0), dim, dtype, device)
+    shape = (6, kv_heads, 16, dim)
+    pools = torch.zeros((4, *shape), dtype=dtype, device=device)
+    caches = [(pools[0], pools[1]), (pools[2], pools[3])]
+    for starts, lengths in (([0, 0], [20, 3]), ([20, 3], [1, 1])):
+        batch = AttentionBatch.build(
+            starts, lengths, [[4, 1], [3]], 16, config=Shape(kv_heads, heads // kv_heads, dim),
+            device=device,
+        )  # fmt: skip
+        qkv = torch.randn(sum(lengths), (heads + 2 * kv_heads) * dim).to(device, dtype)
+        plain = TorchOps(batch, rotary).attention(qkv.clone(), layer, caches[0])
+        ours = GpuOps(batch.gpu, rotary.tables(batch.num_positions))
+        assert error(ours.attention(qkv, layer, caches[1]), plain.double()) < 2 * bound(dtype)

@@ -90,7 +90,7 @@ def rotate_and_write(
     source = qkv + (token * (heads + 2 * kv_heads) + head) * head_dim
     x = tl.load(source + d, mask=inside, other=0.0).to(tl.float32)
     slot = tl.load(slots + token).to(tl.int64)
-    is_kept = inside & (slot >= 0)
+    is_kept = d < tl.where(slot >= 0, head_dim, 0)
     kv_head = tl.where(head < heads + kv_heads, head - heads, head - heads - kv_heads)
     at_pool = ((slot // block_size) * kv_heads + kv_head) * block_size + slot % block_size
     if head >= heads + kv_heads:
