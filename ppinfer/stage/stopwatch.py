@@ -45,6 +45,8 @@ class Stopwatch:
 
     def _sample(self, run: Callable[[], object]) -> float:
         """The median of several runs, after one that makes ready what is made once."""
+        if self._device.type == "cuda":
+            self._time(run)  # kernels are compiled, which may take longer than all the rest
         first = self._time(run)
         if first > _LONG_SECONDS:
             return first

@@ -121,6 +121,18 @@ def test_a_token_is_as_likely_decoded_as_in_a_prompt(
         assert [entry.logprob for entry in after.prompt_logprobs[-NEW:] if entry] == expected
 
 
+def test_recorded_steps_outlive_longer_contexts(tmp_path: Path) -> None:
+    """Tables of positions grow with the longest context, and graphs still read the older ones."""
+    model = make_model("llama", max_position_embeddings=4096)
+    folder = save_model(model, tmp_path)
+    with PPInferEngine(str(folder), device="cuda", dtype="fp32") as engine:
+        short, long = random_ids(20), random_ids(2100)
+        before = engine.generate([short], greedy())[0].token_ids
+        for _ in range(3):
+            engine.generate([long], greedy())
+        assert engine.generate([short], greedy())[0].token_ids == before
+
+
 @pytest.mark.parametrize(("stages", "comm"), [(2, "p2p"), (2, "broadcast"), (4, "broadcast")])
 @pytest.mark.usefixtures("one_gpu_for_all")
 def test_stages_over_nccl(

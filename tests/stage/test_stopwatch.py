@@ -28,8 +28,10 @@ class Work:
 
         return run
 
-    def curve(self, order: list[int], seconds: float, scale: float = 1) -> dict[int, float]:
-        watch = Stopwatch(torch.device("cpu"))
+    def curve(
+        self, order: list[int], seconds: float, scale: float = 1, device: str = "cpu"
+    ) -> dict[int, float]:
+        watch = Stopwatch(torch.device(device))
         return dict(watch.curve(order, self.part, scale, seconds))
 
 
@@ -54,3 +56,9 @@ def test_a_long_first_run_is_the_only_one(monkeypatch: pytest.MonkeyPatch) -> No
     work = Work(monkeypatch, lambda size: 1.0)
     assert work.curve([3], 0.0) == {3: 2.0}
     assert work.runs == [3]
+
+
+def test_what_a_gpu_compiles_is_no_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    work = Work(monkeypatch, lambda size: 1.0)
+    assert work.curve([3], 0.0, device="cuda") == {3: 1.0}

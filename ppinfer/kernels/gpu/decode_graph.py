@@ -73,7 +73,8 @@ class _DecodeGraph:
         self._numbers = packed.send(x.device)
         self._x = x.new_zeros((rows, *x.shape[1:]))
         self._x[: len(x)] = x
-        ops = GpuOps(StepArrays(packed, self._numbers), rotary)
+        # Kept, since the graph reads what it refers to, such as tables that have grown meanwhile.
+        self._ops = ops = GpuOps(StepArrays(packed, self._numbers), rotary)
         forward(self._x, ops)  # compiles what it needs
         self._graph = torch.cuda.CUDAGraph()
         stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
