@@ -68,11 +68,15 @@ def lasting(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     count = math.prod(shape)
     size = count * dtype.itemsize
     with _lock:
-        block = next((block for block in _blocks if block.has(size)), None)
-        if block is None:
+        for block in _blocks:
+            if (tensor := block.take(size)) is not None:
+                break
+        else:
             block = _Block(max(size, _BLOCK_BYTES))
             _blocks[:] = [block, *(other for other in _blocks if other.has(_LARGE_PAGE))]
-        return block.take(size).view(dtype).view(shape)
+            tensor = block.take(size)
+            assert tensor is not None
+    return tensor.view(dtype).view(shape)
 
 
 class _Block:
@@ -88,9 +92,11 @@ class _Block:
     def has(self, size: int) -> bool:
         return self._pages() is not None and self._end - self._start >= size
 
-    def take(self, size: int) -> torch.Tensor:
-        pages = self._pages()
-        assert pages is not None
+    def take(self, size: int) -> torch.Tensor | None:
+        """``None`` where there is no room, or all tensors of the block are gone."""
+        pages = self._pages()  # held, since another thread may drop the last tensor meanwhile
+        if pages is None or self._end - self._start < size:
+            return None
         tensor = torch.frombuffer(pages, dtype=torch.uint8, count=size, offset=self._start)
         self._first_use = None  # from now on the tensors alone hold the memory
         self._start += -(-size // 64) * 64

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ppinfer.kernels import heap
 from ppinfer.kernels.heap import lasting, mapped_zeros
 
 
@@ -48,3 +49,13 @@ def test_a_block_of_lasting_tensors_is_given_back() -> None:
     assert resident() - before > 150 << 20
     del tensors
     assert resident() - before < 80 << 20  # the last block may hold an older tensor
+
+
+def test_a_block_that_was_given_back_gives_nothing() -> None:
+    """Another thread may drop the last tensor at any moment."""
+    block = heap._Block(1 << 20)
+    tensor = block.take(100)
+    assert tensor is not None
+    assert block.take(1 << 20) is None, "no room"
+    del tensor
+    assert block.take(100) is None
