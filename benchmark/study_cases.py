@@ -16,7 +16,7 @@ from typing import TypeVar
 from ppinfer.config import EngineConfig
 from ppinfer.errors import CapacityError
 from ppinfer.planner.assemble import KV_SHARE, Assembled, assemble
-from ppinfer.planner.cost import USUAL
+from ppinfer.planner.cost import Efficiency
 from ppinfer.planner.hardware import Device, Link, load_catalog
 from ppinfer.planner.outcome import Outcome
 from ppinfer.planner.shape import ModelShape
@@ -48,6 +48,10 @@ MODELS = {
     "405B": llama("Llama 3.1 405B", 126, 16_384, 53_248, 8),
 }
 CATALOG = load_catalog()
+EAGER = Efficiency(
+    bandwidth=0.85, kv_bandwidth=0.7, peak=0.6, layer_seconds=60e-6, step_seconds=400e-6
+)
+"""Good kernels that are started one by one: no system's own, since schedules are compared."""
 DEVICES = ("a10", "l40s", "a100-80", "h100")
 NAMES = {"a10": "A10", "l40s": "L40S", "a100-80": "A100-80", "h100": "H100"}
 STAGES = (2, 4, 8, 16, 32, 64)
@@ -121,7 +125,7 @@ class Run:
 
 def suitable_chunk(device: Device) -> int:
     """Prompt tokens at which a product stops waiting for weights, as a power of two."""
-    rows = device.peak["bf16"] * USUAL.peak / (device.bandwidth * USUAL.bandwidth)
+    rows = device.peak["bf16"] * EAGER.peak / (device.bandwidth * EAGER.bandwidth)
     return int(2 ** round(math.log2(rows)))
 
 
@@ -137,9 +141,9 @@ def build(case: Case) -> Assembled:
         usable=int(device.usable * case.memory),
     )
     efficiency = replace(
-        USUAL,
-        layer_seconds=USUAL.layer_seconds * case.launch,
-        step_seconds=USUAL.step_seconds * case.launch,
+        EAGER,
+        layer_seconds=EAGER.layer_seconds * case.launch,
+        step_seconds=EAGER.step_seconds * case.launch,
     )
     inner, outer = (_link(name, case.link) for name in _fabric(case))
     links = [outer if (stage + 1) % HOST == 0 else inner for stage in range(case.stages - 1)]

@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from study_cases import DEVICES, MODELS, NAMES, PLACES, STAGES, Case, Run, Runs
-
-from ppinfer.planner.cost import USUAL
+from study_cases import DEVICES, EAGER, MODELS, NAMES, PLACES, STAGES, Case, Run, Runs
 
 LINKS = ("nvlink4", "infiniband-ndr", "pcie4", "ethernet-100", "ethernet-25", "ethernet-10")
 LINK_NAMES = {
@@ -104,7 +102,7 @@ def shares_of(run: Run, ideal: Run) -> Shares:
     stages = outcome.stages
     count, whole = len(stages), outcome.seconds
     launches = sum(
-        stage.steps * (layers * USUAL.layer_seconds + USUAL.step_seconds)
+        stage.steps * (layers * EAGER.layer_seconds + EAGER.step_seconds)
         for stage, layers in zip(stages, run.layers, strict=True)
     ) / (count * whole)
     working = [stage.busy_share for stage in stages]

@@ -58,20 +58,23 @@ class Efficiency:
         peak: part of the peak rate that products reach.
         layer_seconds: what a layer takes beside that: launches, norms, rotary positions.
         step_seconds: what a step takes beside its layers: plans, indices, drawing.
+        attention: part of the peak rate that attention reaches; ``None`` as products do.
 
     Raises:
         ConfigError: a part above 1, or a negative time.
     """
 
-    bandwidth: float = 0.85
-    kv_bandwidth: float = 0.7
-    peak: float = 0.6
-    layer_seconds: float = 60e-6
-    step_seconds: float = 400e-6
+    bandwidth: float
+    kv_bandwidth: float
+    peak: float
+    layer_seconds: float
+    step_seconds: float
+    attention: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("bandwidth", "kv_bandwidth", "peak"):
-            if not 0 < getattr(self, name) <= 1:
+        for name in ("bandwidth", "kv_bandwidth", "peak", "attention"):
+            part = getattr(self, name)
+            if part is not None and not 0 < part <= 1:
                 raise ConfigError(
                     f"{name} must be a part of what a device can do, above 0 and at most 1, not "
                     f"{getattr(self, name)}."
@@ -81,8 +84,15 @@ class Efficiency:
                 raise ConfigError(f"{name} must be seconds from 0 on, not {getattr(self, name)}.")
 
 
-USUAL = Efficiency()
-"""Of eager kernels on GPUs; a guess until somebody measures."""
+USUAL = Efficiency(
+    bandwidth=0.74,
+    kv_bandwidth=0.61,
+    peak=0.4,
+    attention=0.06,
+    layer_seconds=20e-6,
+    step_seconds=800e-6,
+)
+"""Of our kernels on one H200 (docs/results/gpu.md); that others are used as well is a guess."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +142,8 @@ class RooflineCost:
         kv_bytes = self.model.kv_bytes(1, self.dtype)
         read = (work.decode_context + work.prompt_context) * kv_bytes / self._kv_bandwidth
         operations = 4 * self.model.q_size * (work.prompt_pairs + work.decode_context)
-        return max(read, operations / self._peak)
+        share = self.efficiency.attention or self.efficiency.peak
+        return max(read, operations / (self.device.peak[self.dtype] * share))
 
     def _product(self, parameters: int, rows: int) -> float:
         return max(self._read(parameters), 2 * parameters * rows / self._peak)

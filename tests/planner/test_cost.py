@@ -9,7 +9,7 @@ from support.modelled import CARD, MODEL
 
 from ppinfer.errors import ConfigError
 from ppinfer.messages import NewSequence, SequenceStep, StepPlan
-from ppinfer.planner.cost import Efficiency, RooflineCost
+from ppinfer.planner.cost import USUAL, Efficiency, RooflineCost
 from ppinfer.planner.work import StepWork
 from ppinfer.sampling import SamplingParams
 from ppinfer.schedule.step_model import StepModel
@@ -97,15 +97,15 @@ def test_work_of_a_plan() -> None:
     assert StepWork.decode(2, 7) == StepWork(2, 2, 2, 14)
 
 
-@pytest.mark.parametrize("name", ["bandwidth", "kv_bandwidth", "peak"])
+@pytest.mark.parametrize("name", ["bandwidth", "kv_bandwidth", "peak", "attention"])
 @pytest.mark.parametrize("value", [0.0, 1.01, -1.0, float("nan")])
 def test_no_part_is_above_one(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"^{name} must be a part of what a device can do, above"):
-        Efficiency(**{name: value})
+        replace(USUAL, **{name: value})
 
 
 @pytest.mark.parametrize("name", ["layer_seconds", "step_seconds"])
 @pytest.mark.parametrize("value", [-1e-9, 10.0, float("nan")])
 def test_times_are_times(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"^{name} must be seconds from 0 on"):
-        Efficiency(**{name: value})
+        replace(USUAL, **{name: value})
