@@ -51,7 +51,7 @@ CATALOG = load_catalog()
 EAGER = Efficiency(
     bandwidth=0.85, kv_bandwidth=0.7, peak=0.6, layer_seconds=60e-6, step_seconds=400e-6
 )
-"""Good kernels that are started one by one: no system's own, since schedules are compared."""
+"""Good kernels that are started one by one; no system's own, since schedules are compared."""
 DEVICES = ("a10", "l40s", "a100-80", "h100")
 NAMES = {"a10": "A10", "l40s": "L40S", "a100-80": "A100-80", "h100": "H100"}
 STAGES = (2, 4, 8, 16, 32, 64)
