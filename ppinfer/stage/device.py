@@ -39,6 +39,12 @@ def gpu_dtypes(index: int) -> tuple[str, ...]:
     return ("fp32", "fp16", "bf16") if is_capable else ("fp32", "fp16")
 
 
+def take_up(device: torch.device) -> None:
+    """Make it this process's own: what names no GPU, kernels among it, then runs there."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
 def free_bytes(device: torch.device, local_size: int) -> int:
     """Bytes that this stage may still use on ``device``."""
     if device.type == "cuda":

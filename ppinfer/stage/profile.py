@@ -30,7 +30,7 @@ from ppinfer.models.config import ModelConfig
 from ppinfer.models.decoder import StageModel
 from ppinfer.sampling import SamplingParams
 from ppinfer.schedule.pace import least
-from ppinfer.stage.device import TORCH_DTYPES, free_bytes
+from ppinfer.stage.device import TORCH_DTYPES, free_bytes, take_up
 from ppinfer.stage.kv_cache import KVCache, block_bytes
 from ppinfer.stage.sampler import Sampler
 from ppinfer.stage.stopwatch import Stopwatch
@@ -263,10 +263,10 @@ def answer_requests(
     Afterwards the memory goes back to the system, and does not count as the stage's.
     """
     assert isinstance(request, ProfileRequest)
+    device = torch.device(request.device)
+    take_up(device)
     profiler = Profiler(request)
-    fits = profiler.num_bytes <= _MEMORY_SHARE * free_bytes(
-        torch.device(request.device), local_size
-    )
+    fits = profiler.num_bytes <= _MEMORY_SHARE * free_bytes(device, local_size)
     if fits:
         profiler.load()
     message: Message = request

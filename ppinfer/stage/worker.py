@@ -130,7 +130,7 @@ class StageWorker:
         from ppinfer.kernels.linear import keep_rows_invariant
         from ppinfer.models.config import ModelConfig
         from ppinfer.models.decoder import StageModel
-        from ppinfer.stage.device import TORCH_DTYPES, free_bytes, resident_bytes
+        from ppinfer.stage.device import TORCH_DTYPES, free_bytes, resident_bytes, take_up
         from ppinfer.stage.kv_cache import KVCache, block_bytes
         from ppinfer.stage.loop import StageLoop
         from ppinfer.stage.runner import StageRunner
@@ -138,8 +138,7 @@ class StageWorker:
         arguments = self._arguments
         device = torch.device(setup.device)
         dtype = TORCH_DTYPES[setup.dtype]
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
+        take_up(device)
         config = msgspec.msgpack.decode(setup.model, type=ModelConfig)
         manager = PipelineStageManager(
             setup.stage, setup.num_stages, setup.first_layer, setup.last_layer
