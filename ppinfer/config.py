@@ -69,7 +69,7 @@ class EngineConfig:
     )
     prefix_caching: bool = _setting(True, "Reuse KV blocks of prompts that begin alike.")
     row_invariant: bool = _setting(
-        True, "Never let a sequence's bits depend on its company; off may be faster for one alone."
+        True, "Never let a sequence's bits depend on its company; off may be faster."
     )
     load_format: Literal["auto", "dummy"] = _setting(
         "auto", "auto reads the checkpoint; dummy makes weights up from its config alone."

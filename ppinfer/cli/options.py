@@ -189,8 +189,9 @@ def _grammar(written: str) -> Grammar:
         return Grammar.lark(text) if kind == "lark" else Grammar.json_schema(json.loads(text))
     except OSError as error:
         raise RequestError(f"The grammar {what} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise RequestError(f"{what} is not a file of JSON in UTF-8: {error}.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        wanted = "text" if kind == "lark" else "JSON"
+        raise RequestError(f"{what} is not a file of {wanted} in UTF-8: {error}.") from None
 
 
 def takes(*groups: OptionGroup) -> Callable[[Callable[..., ResultT]], Callable[..., ResultT]]:

@@ -17,7 +17,8 @@ from torch import Tensor
 from ppinfer.kernels.attention import AttentionBatch, paged_attention, write_kv
 from ppinfer.kernels.linear import Linear
 
-_BLOCK, _TABLE = 16, 16  # tokens of a block, blocks of a sequence
+_BLOCK, _TABLE = 16, 40  # tokens of a block, blocks of a sequence
+_LONG, _SHORT = 600, 50  # tokens of the two sequences
 
 
 @dataclass(frozen=True)
@@ -46,29 +47,35 @@ def rows_are_exact(device: torch.device, dtype: torch.dtype) -> bool:
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(device, dtype)
 
-    return _linear_is_exact(random(64, 576), Linear(random(1536, 576))) and _attention_is_exact(
-        random(200, 9, 64), random(200, 3, 64), random(200, 3, 64)
+    tokens = _LONG + _SHORT
+    return _linear_is_exact(random(160, 1100), Linear(random(1536, 1100))) and _attention_is_exact(
+        random(tokens, 9, 64), random(tokens, 3, 64), random(tokens, 3, 64)
     )
 
 
 def _linear_is_exact(x: Tensor, linear: Linear) -> bool:
     whole = linear(x)
-    parts = [(0, 1), (5, 6), (3, 10), (0, 32), (31, 64)]
+    parts = [(0, 1), (5, 6), (3, 10), (0, 32), (31, 64), (0, 65), (20, 149)]
     return all(torch.equal(linear(x[a:b]), whole[a:b]) for a, b in parts)
 
 
 def _attention_is_exact(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """A sequence of 150 tokens alone, in chunks of 7, and beside another of 50."""
+    """A long sequence alone, in chunks of 7 and token by token at its end, and beside another."""
 
     def piece(start: int, end: int) -> _Piece:
-        return _Piece(q[:150], k[:150], v[:150], start, end, 0)
+        return _Piece(q[:_LONG], k[:_LONG], v[:_LONG], start, end, 0)
 
-    other = _Piece(q[150:], k[150:], v[150:], 0, 50, _TABLE)
-    alone = _attend([[piece(0, 150)]])
-    chunks = [[piece(start, min(start + 7, 150))] for start in range(0, 150, 7)]
-    tokens = [[piece(0, 140)], *([piece(at, at + 1)] for at in range(140, 150))]
-    together = _attend([[piece(0, 150), other]])[:150]
-    return all(torch.equal(alone, way) for way in (_attend(chunks), _attend(tokens), together))
+    other = _Piece(q[_LONG:], k[_LONG:], v[_LONG:], 0, _SHORT, _TABLE)
+    alone = _attend([[piece(0, _LONG)]])
+    late, last = _LONG - 150, _LONG - 10
+    sevens = [[piece(at, min(at + 7, _LONG))] for at in range(late, _LONG, 7)]
+    tokens = [[piece(0, last)], *([piece(at, at + 1)] for at in range(last, _LONG))]
+    ways = (
+        _attend([[piece(0, late)], *sevens]),
+        _attend(tokens),
+        _attend([[piece(0, _LONG), other]])[:_LONG],
+    )
+    return all(torch.equal(alone, way) for way in ways)
 
 
 def _attend(steps: Sequence[Sequence[_Piece]]) -> Tensor:

@@ -38,7 +38,7 @@ _MOST_ROWS = 512
 
 _MOST_ATTEMPTS = 2
 
-_METHOD = 4
+_METHOD = 5
 """Raised when stages measure in another way, so that what is cached is measured anew."""
 
 

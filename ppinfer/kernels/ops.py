@@ -2,7 +2,8 @@
 
 ``ops_for_step`` gives one object a step; all layers of the step use it. ``TorchOps`` is the plain
 way, ``NativeOps`` the one in C++, ``gpu/ops.py`` has the one in Triton. All keep the rounding of
-``transformers``, and in all a row's bits depend on its own sequence alone.
+``transformers``, and in all a row's bits depend on its own sequence alone, but for ``TorchOps`` on
+a GPU, where PyTorch promises nothing of the kind.
 
 Legend: T tokens, E hidden size, H query heads, K KV heads, D head size, I inner size of the MLP.
 """

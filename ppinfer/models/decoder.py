@@ -100,8 +100,10 @@ class StageModel:
             cache: K and V pools of each of this stage's layers.
         """
         graphs = self._graphs_on(cache)
-        if graphs is not None and (replayed := graphs.run(x, batch)) is not None:
-            return replayed
+        if graphs is not None:
+            replayed = graphs.run(x, batch, partial(self._layer_by_layer, cache=cache))
+            if replayed is not None:
+                return replayed
         stack = self._stack_on(cache)
         if stack is not None:
             return stack(self._stream(x), batch, self._rotary)
@@ -129,8 +131,7 @@ class StageModel:
         if self._graphs is None or self._graphs[0] is not cache:
             from ppinfer.kernels.gpu.decode_graph import DecodeGraphs
 
-            forward = partial(self._layer_by_layer, cache=cache)
-            self._graphs = cache, DecodeGraphs(forward, self._rotary)
+            self._graphs = cache, DecodeGraphs(self._rotary)
         return self._graphs[1]
 
     def _stack_on(self, cache: Sequence[tuple[Tensor, Tensor]]) -> LayerStack | None:

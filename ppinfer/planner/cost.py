@@ -2,7 +2,7 @@
 
 The roofline model (Williams, Waterman, Patterson 2009): a product takes as long as its weights take
 to be read or its operations to be done, whichever is longer, each at a part of what the device can
-do. Added to it is what launching a layer and beginning a step take. Five parameters a system.
+do. Added to it is what launching a layer and beginning a step take. Seven parameters a system.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ class Efficiency:
         layer_seconds: what a layer takes beside that: launches, norms, rotary positions.
         step_seconds: what a step takes beside its layers: plans, indices, drawing.
         attention: part of the peak rate that attention reaches; ``None`` as products do.
+        launch_seconds: the least that a layer takes in a step with prompts, whose kernels are
+            started one by one where those of other steps are not.
 
     Raises:
         ConfigError: a part above 1, or a negative time.
@@ -70,6 +72,7 @@ class Efficiency:
     layer_seconds: float
     step_seconds: float
     attention: float | None = None
+    launch_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("bandwidth", "kv_bandwidth", "peak", "attention"):
@@ -79,7 +82,7 @@ class Efficiency:
                     f"{name} must be a part of what a device can do, above 0 and at most 1, not "
                     f"{getattr(self, name)}."
                 )
-        for name in ("layer_seconds", "step_seconds"):
+        for name in ("layer_seconds", "step_seconds", "launch_seconds"):
             if not 0 <= getattr(self, name) < 10:
                 raise ConfigError(f"{name} must be seconds from 0 on, not {getattr(self, name)}.")
 
@@ -89,8 +92,9 @@ USUAL = Efficiency(
     kv_bandwidth=0.61,
     peak=0.4,
     attention=0.06,
-    layer_seconds=20e-6,
-    step_seconds=800e-6,
+    layer_seconds=40e-6,
+    step_seconds=600e-6,
+    launch_seconds=420e-6,
 )
 """Of our kernels on one H200 (docs/results/gpu.md); that others are used as well is a guess."""
 
@@ -125,11 +129,12 @@ class RooflineCost:
         return StepSeconds(self.efficiency.step_seconds, compute, sample)
 
     def layer_seconds(self, work: StepWork) -> float:
-        return (
+        seconds = (
             self.efficiency.layer_seconds
             + self._product(self.model.layer_parameters, work.tokens)
             + self._attention(work)
         )
+        return max(seconds, self.efficiency.launch_seconds) if work.prompt_pairs else seconds
 
     def head_seconds(self, rows: int) -> float:
         """Norm, head and drawing for so many rows, whose logits are written and read once."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ppinfer.kernels.gpu import device as gpu
 from ppinfer.kernels.native import build, library
 from ppinfer.messages import DeviceInfo
 
@@ -99,7 +100,8 @@ def num_cores() -> int:
 def software() -> str:
     """What, beside the device, decides how fast a step is here."""
     forced = os.environ.get(library.VARIABLE, "any")
-    return f"torch {torch.__version__}, kernels {build.sources_digest()} ({forced})"
+    found = f"torch {torch.__version__}, kernels {build.sources_digest()} ({forced})"
+    return f"{found}, {gpu.software()}" if torch.cuda.is_available() else found
 
 
 def _meminfo(name: str) -> int:

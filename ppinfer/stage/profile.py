@@ -276,6 +276,8 @@ def answer_requests(
         message = next_message()
     with returning_freed_memory():
         del profiler
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
     with suppress(OSError):  # Linux: forget the highest resident size so far
         Path("/proc/self/clear_refs").write_text("5")
     return message

@@ -254,11 +254,14 @@ class StageWorker:
 
 
 def _why_slow(device: torch.device) -> str:
-    """Why the stage computes in plain PyTorch; empty where it has kernels of its own."""
+    """A sentence where the stage has no kernels of its own though nobody asked for that."""
     from ppinfer.kernels.gpu.device import why_not
     from ppinfer.kernels.native import library
 
-    return (library.fallback_reason() if device.type == "cpu" else why_not(device)) or ""
+    if device.type == "cpu":
+        return library.fallback_reason() or ""
+    reason = "" if library.is_torch_wanted() else why_not(device)
+    return reason and f"Stages on a GPU compute in plain PyTorch, several times slower: {reason}"
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -25,7 +25,7 @@ _MASK = (1 << _BITS) - 1
 class Activity(IntEnum):
     """What a stage does. Every moment of it is one of these; none is a residue of the others."""
 
-    COMPUTE = 0  # the layers, on a GPU the launching of them
+    COMPUTE = 0  # the layers
     SAMPLE = 1  # norm, head and drawing
     WAIT_PLAN = 2  # nothing to do is known
     WAIT_INPUT = 3  # the plan is here, but not what the stage before sends

@@ -58,6 +58,9 @@ class TestOptions:
         schema.write_text('{"type": "integer"}')
         lark = tmp_path / "grammar.lark"
         lark.write_text('start: "yes"')
+        listed, long = tmp_path / "list.json", tmp_path / "long.lark"
+        listed.write_text("[]")
+        long.write_text("a" * 200_000)
         for written, grammar in {
             "json": Grammar.json_object(),
             "regex:a:b+": Grammar.regex("a:b+"),
@@ -70,6 +73,8 @@ class TestOptions:
             "json:x": "json, regex:PATTERN, schema:FILE or lark:FILE",
             f"schema:{tmp_path / 'none'}": "cannot be read: No such file",
             f"schema:{lark}": "not a file of JSON",
+            f"schema:{listed}": "A JSON schema must be an object, not list",
+            f"lark:{long}": "must not be longer",
             "regex:" + "a" * 200_000: "must not be longer",
         }.items():
             with pytest.raises(RequestError, match=why):

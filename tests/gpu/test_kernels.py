@@ -91,7 +91,9 @@ def test_attention(
     from ppinfer.kernels.gpu.attention import paged_attention
     from ppinfer.kernels.gpu.step import Packed, StepArrays, pack, pack_decode
 
-    starts, lengths = ([0, 1700, 517, 100], [600, 1, 30, 1]) if IS_REAL else ([0, 530], [40, 3])
+    starts, lengths = (
+        ([0, 1700, 517, 100], [600, 1, 30, 1]) if IS_REAL else ([0, 530, 1100], [40, 3, 1])
+    )
     group = heads // kv_heads
     ends = [start + length for start, length in zip(starts, lengths, strict=True)]
     torch.manual_seed(0)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppinfer.kernels.gpu.step import CHUNK, ROWS, Packed, StepArrays, pack, pack_decode
+from ppinfer.kernels.gpu.step import ALIGNED, CHUNK, ROWS, Packed, StepArrays, pack, pack_decode
 
 CPU = torch.device("cpu")
 
@@ -65,6 +65,9 @@ def test_any_step(step: tuple[list[int], list[int], list[list[int]], int, int]) 
     found = arrays(pack(starts, lengths, tables, block_size, group))
     check_tokens(found, starts, lengths, tables, block_size)
     check_tiles(found, lengths, group)
+    whole = found.positions.storage_offset()
+    for part in (found.positions, found.slots, found.tiles, found.sequences, found.tables):
+        assert (part.storage_offset() - whole) % ALIGNED == 0
     longest = max(start + length for start, length in zip(starts, lengths, strict=True))
     assert (found.num_chunks - 1) * CHUNK < longest <= found.num_chunks * CHUNK
 

@@ -104,8 +104,26 @@ def test_no_part_is_above_one(name: str, value: float) -> None:
         replace(USUAL, **{name: value})
 
 
-@pytest.mark.parametrize("name", ["layer_seconds", "step_seconds"])
+@pytest.mark.parametrize("name", ["layer_seconds", "step_seconds", "launch_seconds"])
 @pytest.mark.parametrize("value", [-1e-9, 10.0, float("nan")])
 def test_times_are_times(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"^{name} must be seconds from 0 on"):
         replace(USUAL, **{name: value})
+
+
+def test_launches_bound_steps_with_prompts_alone() -> None:
+    eager = replace(EFFICIENCY, launch_seconds=1e-3)
+    one_by_one = RooflineCost(CARD, MODEL, (0, 8), "bf16", eager)
+    decode, short, long = (
+        StepWork.decode(4, 100), StepWork.prefill(1, 8), StepWork.prefill(8, 4096)
+    )  # fmt: skip
+    assert one_by_one.layer_seconds(decode) == cost().layer_seconds(decode) < 1e-3
+    assert one_by_one.layer_seconds(short) == 1e-3 > cost().layer_seconds(short)
+    assert one_by_one.layer_seconds(long) == cost().layer_seconds(long) > 1e-3
+
+
+def test_attention_over_prompts_has_a_share_of_its_own() -> None:
+    slow = RooflineCost(CARD, MODEL, (0, 8), "bf16", replace(EFFICIENCY, attention=0.01))
+    work = StepWork.prefill(1, 4096)
+    more = 4 * MODEL.q_size * work.prompt_pairs * (1 / (20e12 * 0.01) - DO)
+    assert slow.layer_seconds(work) - cost().layer_seconds(work) == pytest.approx(more)

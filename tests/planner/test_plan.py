@@ -10,6 +10,7 @@ import pytest
 from ppinfer.errors import CapacityError, ConfigError
 from ppinfer.planner.advice import answer, binding
 from ppinfer.planner.choice import Question
+from ppinfer.planner.cost import Efficiency
 from ppinfer.planner.hardware import Device, Link
 from ppinfer.planner.plan import best_pipeline, make_plan
 from ppinfer.planner.shape import ModelShape
@@ -40,9 +41,16 @@ CARD = Device(
 WIRE = Link(name="wire", bandwidth=10e9, latency=10e-6, source="a test")
 
 
+EFFICIENCY = Efficiency(
+    bandwidth=0.85, kv_bandwidth=0.7, peak=0.6, layer_seconds=60e-6, step_seconds=400e-6
+)
+
+
 def question(load=None, **changes) -> Question:
     load = static_batch(16, 64, 16) if load is None else load
-    return Question(model=MODEL, dtype="bf16", arrivals=tuple(load), **changes)
+    return Question(
+        model=MODEL, dtype="bf16", arrivals=tuple(load), efficiency=EFFICIENCY, **changes
+    )
 
 
 def card(usable: int, **changes) -> Device:

@@ -108,6 +108,9 @@ def _attend(
     end = tl.minimum(start + last_token + 1, (chunk + 1) * CHUNK)
     if chunk * CHUNK >= end:
         return
+    if HAS_WINDOW:  # noqa: SIM102 - decided when it is compiled
+        if (chunk + 1) * CHUNK <= start + row_in_sequence // group - window + 1:
+            return  # no row sees any of it, and none asks for it
     r = tl.arange(0, ROWS)
     token = (row_in_sequence + r) // group
     is_row = token < length

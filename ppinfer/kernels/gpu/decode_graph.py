@@ -27,18 +27,22 @@ _ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
 class DecodeGraphs:
-    """Runs ``forward`` of a stage's layers, on one KV cache, where a step has one token a sequence.
+    """A stage's steps of one token a sequence, on one KV cache."""
 
-    ``forward`` takes token ids (T,) or hidden states ``(T, E)``, which it leaves as they are.
-    """
-
-    def __init__(self, forward: Callable[[Tensor, Ops], Tensor], rotary: Rotary) -> None:
-        self._forward, self._rotary = forward, rotary
+    def __init__(self, rotary: Rotary) -> None:
+        self._rotary = rotary
         self._graphs: dict[tuple[int, int], _DecodeGraph] = {}
         self._pool: Any = None  # memory that all graphs share, since they run one after another
 
-    def run(self, x: Tensor, batch: AttentionBatch) -> Tensor | None:
-        """The step's result, ``None`` where it is of another kind or too large."""
+    def run(
+        self, x: Tensor, batch: AttentionBatch, forward: Callable[[Tensor, Ops], Tensor]
+    ) -> Tensor | None:
+        """The step's result, ``None`` where it is of another kind or too large.
+
+        Args:
+            x: token ids (T,) or hidden states ``(T, E)``.
+            forward: the layers, always the same ones; it leaves what it is given as it is.
+        """
         if batch.num_tokens > min(_ROWS[-1], len(batch.starts)):
             return None
         rows = next(rows for rows in _ROWS if rows >= batch.num_tokens)
@@ -54,7 +58,7 @@ class DecodeGraphs:
         graph = self._graphs.get((rows, chunks))
         if graph is None:
             tables = self._rotary.tables(chunks * CHUNK)
-            graph = _DecodeGraph(self._forward, tables, x, rows, packed, self._pool)
+            graph = _DecodeGraph(forward, tables, x, rows, packed, self._pool)
             self._graphs[rows, chunks] = graph
             self._pool = graph.pool
         return graph.run(x, packed)

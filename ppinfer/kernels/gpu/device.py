@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
+import importlib.metadata
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from ppinfer.kernels.native.library import VARIABLE
+from ppinfer.kernels.native.library import VARIABLE, is_torch_wanted
 
 _LEAST_CAPABILITY = (8, 0)
 """What Triton supports of NVIDIA's."""
@@ -24,7 +26,7 @@ def usable(device: torch.device) -> bool:
 @cache
 def why_not(device: torch.device) -> str:
     """Why a GPU computes in plain PyTorch; empty where it need not."""
-    if os.environ.get(VARIABLE) == "torch":
+    if is_torch_wanted():
         return f"{VARIABLE} asks for it."
     if torch.version.cuda is None:
         return "the kernels were written for CUDA, and this torch was built for something else."
@@ -41,6 +43,18 @@ def why_not(device: torch.device) -> str:
         words = str(error).strip().splitlines() or [type(error).__name__]
         return f"Triton could not compile a kernel: {words[0]}"
     return ""
+
+
+def software() -> str:
+    """What decides how fast these kernels are: their sources, and Triton."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    try:
+        triton = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        triton = "none"
+    return f"GPU kernels {digest.hexdigest()[:12]}, triton {triton}"
 
 
 @cache

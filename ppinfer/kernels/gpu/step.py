@@ -20,6 +20,10 @@ CHUNK = 512
 """Positions of a context that one program reads; every block size divides it."""
 
 
+ALIGNED = 4
+"""Each array begins at a multiple of so many numbers: Triton compiles anew for other addresses."""
+
+
 @dataclass(frozen=True, slots=True)
 class Packed:
     """What ``StepArrays`` has, on the host and in one piece."""
@@ -60,7 +64,7 @@ class StepArrays:
         for shape in packed.shapes:
             size = int(np.prod(shape))
             views.append(numbers[at : at + size].view(shape))
-            at += size
+            at += -(-size // ALIGNED) * ALIGNED
         self.positions, self.slots, self.tiles, self.sequences, self.tables = views
 
 
@@ -121,7 +125,8 @@ def pack_decode(
 
 
 def _packed(parts: tuple[npt.NDArray[np.integer], ...], group: int, num_chunks: int) -> Packed:
-    numbers = np.concatenate([part.reshape(-1) for part in parts], dtype=np.int32)
+    padded = [np.pad(part.reshape(-1), (0, -part.size % ALIGNED)) for part in parts]
+    numbers = np.concatenate(padded, dtype=np.int32)
     shapes = tuple(part.shape for part in parts)
     return Packed(numbers, shapes, parts[2][:, 2].tolist(), len(parts[0]) * group, num_chunks)
 

@@ -134,6 +134,11 @@ def active_for(device: torch.device, dtype: torch.dtype, head_dim: int) -> Kerne
     return active()
 
 
+def is_torch_wanted() -> bool:
+    """Whether the environment asks for plain PyTorch."""
+    return os.environ.get(VARIABLE) == "torch"
+
+
 @cache
 def choice() -> Choice:
     """What this process uses; asked once.
@@ -141,9 +146,9 @@ def choice() -> Choice:
     Raises:
         ConfigError: the environment variable names a path that is unknown or cannot be had.
     """
-    wanted = os.environ.get(VARIABLE) or None
-    if wanted == "torch":
+    if is_torch_wanted():
         return Choice(None, None)
+    wanted = os.environ.get(VARIABLE) or None
     known = {path.name: path for path in paths.PATHS}
     candidates = paths.available()
     if wanted is not None:

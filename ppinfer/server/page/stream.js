@@ -37,7 +37,9 @@ async function* events(path, options) {
       await new Promise((done) => setTimeout(done));
       rested = performance.now();
     }
+    const asked = performance.now();
     const { done, value } = await reader.read();
+    if (performance.now() - asked > 1) rested = performance.now(); // it waited, and others ran
     if (done) return;
     const parts = (rest + value).split("\n\n");
     rest = parts.pop();
