@@ -17,11 +17,11 @@ from ppinfer.models.rope import RotaryTable
 from ppinfer.models.rope_config import RopeConfig
 
 IS_REAL = torch.cuda.is_available()
-DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if IS_REAL else [])]
+DTYPES = [torch.float32, *([torch.float16, torch.bfloat16] if IS_REAL else [])]
 COUNTS = (1, 2, 15, 16, 17, 33, 64, 65, 129, 300, 700) if IS_REAL else (1, 2, 17, 65, 130)
 PRODUCTS = [(1100, 130), (576, 200), *([(1536, 576), (4096, 512)] if IS_REAL else [])]
 HEADS = [(6, 2, 24, None), (4, 4, 16, 40)]
-if IS_REAL:  # Triton's interpreter is slow, and knows no bf16
+if IS_REAL:  # Triton's interpreter is slow, and multiplies no bf16
     HEADS += [(32, 8, 128, None), (9, 3, 64, 400), (20, 1, 80, None)]
 
 
