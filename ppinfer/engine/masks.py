@@ -21,8 +21,6 @@ from ppinfer.request import Request
 _THREADS = 2
 _MAX_REASON = 200
 _STATE = re.compile("<(?:non-verbose/|state)>")
-_PATIENCE_SECONDS = 0.002
-"""How long all masks of a step may hold up the plan of the next one."""
 
 
 class Matcher(Protocol):
@@ -38,9 +36,13 @@ class Matcher(Protocol):
 
 
 class Masks:
-    """Runs what makes masks. All but ``fail`` is for the driver's thread."""
+    """Runs what makes masks. All but ``fail`` is for the driver's thread.
 
-    def __init__(self) -> None:
+    ``patience_seconds`` is how long all masks of a step may hold up the plan of the next one.
+    """
+
+    def __init__(self, patience_seconds: float = 0.002) -> None:
+        self._patience_seconds = patience_seconds
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="ppinfer-mask")
         self._begun: list[Future[None]] = []
         self._failed: queue.SimpleQueue[tuple[int, RequestError]] = queue.SimpleQueue()
@@ -56,7 +58,7 @@ class Masks:
         """Wait a moment for what was begun; where that is not enough, ``wake`` is called later."""
         if self._begun:
             begun, self._begun = self._begun, []
-            for late in wait(begun, _PATIENCE_SECONDS).not_done:
+            for late in wait(begun, self._patience_seconds).not_done:
                 late.add_done_callback(lambda _: wake())
 
     def failures(self) -> Iterator[tuple[int, RequestError]]:
