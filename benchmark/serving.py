@@ -27,7 +27,7 @@ import aiohttp
 
 from ppinfer import PPInferEngine, SamplingParams
 from ppinfer.bench.conditions import conditions, in_words
-from ppinfer.bench.stats import percentile
+from ppinfer.percentile import percentile
 
 TICKS = os.sysconf("SC_CLK_TCK")
 

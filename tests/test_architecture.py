@@ -14,7 +14,7 @@ import ppinfer
 ROOT = Path(ppinfer.__file__).parent
 LAYERS = {
     "version": 0, "errors": 0, "config": 0, "request": 0, "sampling": 0, "grammar": 0,
-    "messages": 0,
+    "messages": 0, "percentile": 0, "progress": 0,
     "schedule": 1, "trace": 1, "planner": 1,
     "models": 2, "weights": 2, "kernels": 2,
     "comm": 3,
@@ -25,7 +25,7 @@ LAYERS = {
 }  # fmt: skip
 TORCH_FREE = (
     "schedule", "planner", "trace", "version", "errors", "config", "request", "sampling", "grammar",
-    "messages",
+    "messages", "percentile", "progress",
 )  # fmt: skip
 STRANGERS = {"models": {"comm"}, "weights": {"comm"}, "kernels": {"comm"}, "comm": {
     "models", "weights", "kernels",

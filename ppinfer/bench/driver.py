@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ppinfer.bench.named import Subject
-from ppinfer.bench.stats import Spread, percentile
+from ppinfer.bench.stats import Spread
 from ppinfer.bench.tables import Table
 from ppinfer.bench.throughput import Notice
 from ppinfer.comm.control import Channel
@@ -45,6 +45,7 @@ from ppinfer.messages import (
     decode_to_stage,
     encode,
 )
+from ppinfer.percentile import percentile
 from ppinfer.request import Request
 from ppinfer.sampling import SamplingParams
 from ppinfer.schedule.block_pool import BlockPool

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppinfer.bench.stats import percentile
 from ppinfer.comm.links import TOKEN_DTYPE, Links, Rings, open_links
 from ppinfer.comm.ring_end import RingEnd
 from ppinfer.comm.stage_manager import PipelineStageManager
+from ppinfer.percentile import percentile
 
 _DTYPE = torch.bfloat16
 _AHEAD = 3

@@ -28,13 +28,6 @@ def paired_ratios(values: Sequence[float], base: Sequence[float]) -> list[float]
     return [value / other for value, other in zip(values, base, strict=False)]
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least ``share`` (0 to 1) of all do not exceed."""
-    ordered = sorted(values)
-    rank = -(-len(ordered) * share // 1)  # up to a whole number
-    return ordered[max(int(rank), 1) - 1]
-
-
 def fit_line(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float]:
     """Intercept and slope of the line of least squares."""
     slope, intercept = statistics.linear_regression(xs, ys)

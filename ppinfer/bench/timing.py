@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import Any
 
 from ppinfer.bench.procfs import reset_peak
-from ppinfer.bench.stats import percentile
 from ppinfer.engine.cpu_time import Reading
+from ppinfer.percentile import percentile
 
 
 class Watched:

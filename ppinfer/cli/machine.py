@@ -17,7 +17,7 @@ import torch
 
 from ppinfer.cli.inspect import human_bytes
 from ppinfer.errors import ConfigError
-from ppinfer.kernels.gpu.device import why_not
+from ppinfer.kernels.gpu.device import why_slow
 from ppinfer.kernels.native import build, library, paths
 from ppinfer.kernels.native.paths import cpu_flags
 from ppinfer.stage import device
@@ -165,8 +165,8 @@ def _slow(found: dict[str, Any]) -> list[str]:
             "Stages on the processor compute attention in plain PyTorch, several times slower: "
             f"{found['kernels']['why torch']}"
         )
-    if has_gpu and (reason := why_not(torch.device("cuda", 0))):
-        notes.append(f"Stages on a GPU compute in plain PyTorch, several times slower: {reason}")
+    if has_gpu and (reason := why_slow(torch.device("cuda", 0))):
+        notes.append(reason)
     cores = _cores(processor)
     if not has_gpu:
         notes.append(

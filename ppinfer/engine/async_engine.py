@@ -15,7 +15,6 @@ from typing import Any
 import msgspec
 
 from ppinfer.config import EngineConfig
-from ppinfer.engine.build import Progress, no_progress
 from ppinfer.engine.host_messages import Start
 from ppinfer.engine.host_process import HostProcess
 from ppinfer.engine.prompts import Limits, RequestFactory
@@ -24,6 +23,7 @@ from ppinfer.engine.source import ModelSource
 from ppinfer.engine.state import EngineState, LiveState
 from ppinfer.engine.tokenizer import Tokenizer
 from ppinfer.errors import PPInferError, StageError
+from ppinfer.progress import Progress, no_progress
 from ppinfer.request import Prompt, Request, RequestDelta
 from ppinfer.sampling import SamplingParams
 

@@ -9,10 +9,9 @@ Where to cut it is measured first, if that is left to choose and not known from 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import msgspec
 
@@ -39,18 +38,12 @@ from ppinfer.messages import (
     StageSetup,
 )
 from ppinfer.models.config import ModelConfig
+from ppinfer.progress import Progress
 from ppinfer.schedule.pace import Measured
 from ppinfer.schedule.partition import StageRange
 from ppinfer.schedule.slot import STEPS_A_SLOT
 from ppinfer.schedule.tuning import Tuning
 from ppinfer.version import __version__
-
-Progress: TypeAlias = Callable[[str, float, float], None]
-"""Called with what is going on, how much of it is done, and how much there is."""
-
-
-def no_progress(event: str, done: float, total: float) -> None:
-    pass
 
 
 @dataclass(slots=True)

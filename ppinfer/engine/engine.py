@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ppinfer.config import EngineConfig
-from ppinfer.engine.build import Pipeline, Progress, build_pipeline, no_progress
+from ppinfer.engine.build import Pipeline, build_pipeline
 from ppinfer.engine.detokenizer import Detokenizer
 from ppinfer.engine.driver import Driver
 from ppinfer.engine.grammars import Grammars, Latecomers
@@ -27,6 +27,7 @@ from ppinfer.errors import PPInferError, RequestError
 from ppinfer.launch import torchrun
 from ppinfer.launch.local import LocalLauncher
 from ppinfer.messages import StageLoaded
+from ppinfer.progress import Progress, no_progress
 from ppinfer.request import Prompt, Request, RequestDelta, RequestOutput, Score
 from ppinfer.sampling import SamplingParams
 from ppinfer.schedule.block_pool import BlockPool

@@ -62,7 +62,7 @@ class Stop(msgspec.Struct, tag=True):
 
 
 class Progress(msgspec.Struct, tag=True):
-    """Of the start-up: see ``engine.build.Progress``."""
+    """Of the start-up: see ``ppinfer.progress``."""
 
     event: str
     done: float

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 from ppinfer.comm.control import LENGTH_BYTES, ChannelClosedError, frame_length, framed
-from ppinfer.engine.build import Progress as ReportProgress
 from ppinfer.engine.host_messages import (
     Abort,
     Answer,
@@ -32,6 +31,7 @@ from ppinfer.engine.host_messages import (
 from ppinfer.engine.report import EngineReport
 from ppinfer.engine.state import LiveState
 from ppinfer.errors import EngineClosedError, PPInferError, StageError
+from ppinfer.progress import Progress as ReportProgress
 from ppinfer.request import Request, RequestDelta
 
 # -P: what lies in the current folder is not imported in place of a library.
@@ -65,15 +65,7 @@ class HostProcess:
         with theirs:
             try:
                 process = subprocess.Popen(
-                    # -P: what lies in the current folder is not imported in place of a library.
-                    [
-                        sys.executable,
-                        "-P",
-                        "-m",
-                        "ppinfer.engine.host",
-                        "--fd",
-                        str(theirs.fileno()),
-                    ],
+                    [*_COMMAND, "--fd", str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],

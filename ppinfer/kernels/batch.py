@@ -17,7 +17,7 @@ import torch
 from ppinfer.kernels.native.library import StepData
 
 if TYPE_CHECKING:
-    from ppinfer.kernels.gpu.step import Packed, StepArrays
+    from ppinfer.kernels.gpu.step import StepArrays
     from ppinfer.kernels.paged_batch import PagedIndex
 
 SPLIT = 128
@@ -44,7 +44,6 @@ class AttentionBatch:
     Attributes:
         num_tokens: of all sequences together.
         num_positions: one more than the greatest position of a token.
-        decode: for a decode graph of a GPU, once one has been asked for.
     """
 
     def __init__(
@@ -59,7 +58,6 @@ class AttentionBatch:
         self.starts, self.lengths, self.tables = starts, lengths, block_tables
         self.block_size, self.shape = block_size, shape
         self.device = device
-        self.decode: Packed | None = None
         self.num_tokens = sum(lengths)
         self.num_positions = max(map(int.__add__, starts, lengths))
 

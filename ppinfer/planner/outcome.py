@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ppinfer.percentile import percentile
 from ppinfer.trace.model import Trace
 
 
@@ -35,11 +36,8 @@ class Percentiles:
     def of(cls, values: Sequence[float]) -> Percentiles:
         if not values:
             return cls(0.0, 0.0, 0.0, 0.0)
-        ordered = sorted(values)
-        p50, p90, p99 = (
-            ordered[int(share * (len(ordered) - 1) + 0.5)] for share in (0.5, 0.9, 0.99)
-        )
-        return cls(sum(ordered) / len(ordered), p50, p90, p99)
+        p50, p90, p99 = (percentile(values, share) for share in (0.5, 0.9, 0.99))
+        return cls(sum(values) / len(values), p50, p90, p99)
 
 
 @dataclass(frozen=True, kw_only=True)

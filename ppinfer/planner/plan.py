@@ -8,9 +8,8 @@ another cut, another order, and several smaller pipelines side by side that shar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TypeAlias
 
 from ppinfer.config import EngineConfig
 from ppinfer.errors import CapacityError, ConfigError
@@ -19,19 +18,12 @@ from ppinfer.planner.choice import Choice, Plan, Question, Unfit
 from ppinfer.planner.hardware import Device, Link
 from ppinfer.planner.shape import ITEM_BYTES
 from ppinfer.planner.simulate import simulate
+from ppinfer.progress import Progress, no_progress
 from ppinfer.schedule.partition import StageRange
 from ppinfer.schedule.tuning import PREFILL_CHUNKS
 
 MOST_SEQUENCES = 512
 """That run at once in a pipeline, unless somebody asks for more."""
-
-Progress: TypeAlias = Callable[[str, float, float], None]
-"""Called with what is going on, how much of it is done, and how much there is."""
-
-
-def no_progress(event: str, done: float, total: float) -> None:
-    pass
-
 
 _MOST_MOVED = 8
 """Stages up to which layers are moved one by one."""

@@ -255,13 +255,10 @@ class StageWorker:
 
 def _why_slow(device: torch.device) -> str:
     """A sentence where the stage has no kernels of its own though nobody asked for that."""
-    from ppinfer.kernels.gpu.device import why_not
+    from ppinfer.kernels.gpu.device import why_slow
     from ppinfer.kernels.native import library
 
-    if device.type == "cpu":
-        return library.fallback_reason() or ""
-    reason = "" if library.is_torch_wanted() else why_not(device)
-    return reason and f"Stages on a GPU compute in plain PyTorch, several times slower: {reason}"
+    return library.fallback_reason() or "" if device.type == "cpu" else why_slow(device)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

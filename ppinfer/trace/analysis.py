@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from ppinfer.percentile import percentile
 from ppinfer.trace.intervals import (
     Computes,
     Union,
@@ -38,12 +39,12 @@ class Part:
 
     @classmethod
     def of(cls, spans: Sequence[Span], wall: float) -> Part:
-        lengths = sorted((span.end - span.start) / 1e9 for span in spans)
+        lengths = [(span.end - span.start) / 1e9 for span in spans]
         if not lengths:
             return cls(0.0, 0.0, 0, 0.0, 0.0, 0.0)
         total = sum(lengths)
-        p50, p99 = (lengths[int(share * (len(lengths) - 1) + 0.5)] for share in (0.5, 0.99))
-        return cls(total, total / wall, len(lengths), p50, p99, lengths[-1])
+        p50, p99 = (percentile(lengths, share) for share in (0.5, 0.99))
+        return cls(total, total / wall, len(lengths), p50, p99, max(lengths))
 
 
 @dataclass(frozen=True, slots=True)

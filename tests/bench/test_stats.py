@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ppinfer.bench.records import Cell, Run, compare
-from ppinfer.bench.stats import Spread, fit_line, paired_ratios, percentile
+from ppinfer.bench.stats import Spread, fit_line, paired_ratios
+from ppinfer.percentile import percentile
 
 
 def test_spread() -> None:

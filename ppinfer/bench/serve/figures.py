@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from ppinfer.bench.serve.arrivals import Load
 from ppinfer.bench.serve.objective import Objective
 from ppinfer.bench.serve.records import CUT_OFF, RequestRecord
-from ppinfer.bench.stats import percentile
+from ppinfer.percentile import percentile
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,9 @@ def paged_attention(
     out = torch.empty_like(q_thd)
     size = max(16, triton.next_power_of_2(dim))
     keys, stages = _block_of(size, q_thd)
-    row_bytes = step.num_chunks * kv_heads * dim * 4
-    tiles_at_once = max(1, _WORKSPACE_BYTES // (row_bytes * ROWS))
-    if fits_at_once(step.num_rows, step.num_chunks, kv_heads, dim):
-        tiles_at_once = len(step.tile_rows)
+    tiles_at_once = len(step.tile_rows)
+    if not fits_at_once(step.num_rows, step.num_chunks, kv_heads, dim):
+        tiles_at_once = max(1, rows_at_once(step.num_chunks, kv_heads, dim) // ROWS)
     for tile in range(0, len(step.tile_rows), tiles_at_once):
         tiles = step.tile_rows[tile : tile + tiles_at_once + 1]
         is_last = len(tiles) <= tiles_at_once
@@ -75,7 +74,12 @@ def paged_attention(
 
 def fits_at_once(rows: int, chunks: int, kv_heads: int, head_dim: int) -> bool:
     """Whether so many query rows of a KV head need no slices."""
-    return rows * chunks * kv_heads * head_dim * 4 <= _WORKSPACE_BYTES
+    return rows <= rows_at_once(chunks, kv_heads, head_dim)
+
+
+def rows_at_once(chunks: int, kv_heads: int, head_dim: int) -> int:
+    """Query rows of a KV head whose sums the workspace holds."""
+    return _WORKSPACE_BYTES // (chunks * kv_heads * head_dim * 4)
 
 
 def _block_of(size: int, q_thd: Tensor) -> tuple[int, int]:

@@ -50,11 +50,9 @@ class DecodeGraphs:
         shape = batch.shape
         if not fits_at_once(rows * shape.group_size, chunks, shape.num_kv_heads, shape.head_dim):
             return None
-        packed = batch.decode
-        if packed is None or packed.num_chunks != chunks:
-            packed = batch.decode = pack_decode(
-                batch.starts, batch.tables, batch.block_size, shape.group_size, rows, chunks
-            )
+        packed = pack_decode(
+            batch.starts, batch.tables, batch.block_size, shape.group_size, rows, chunks
+        )
         graph = self._graphs.get((rows, chunks))
         if graph is None:
             tables = self._rotary.tables(chunks * CHUNK)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 from functools import cache
 from importlib.util import find_spec
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ppinfer.kernels.native.build import digest_of
 from ppinfer.kernels.native.library import VARIABLE, is_torch_wanted
 
 _LEAST_CAPABILITY = (8, 0)
@@ -45,16 +45,20 @@ def why_not(device: torch.device) -> str:
     return ""
 
 
+def why_slow(device: torch.device) -> str:
+    """A sentence for who did not ask for plain PyTorch, where a GPU computes in it; else empty."""
+    reason = "" if is_torch_wanted() else why_not(device)
+    return reason and f"Stages on a GPU compute in plain PyTorch, several times slower: {reason}"
+
+
 def software() -> str:
     """What decides how fast these kernels are: their sources, and Triton."""
-    digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    digest = digest_of(Path(__file__).parent.glob("*.py"))
     try:
         triton = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
         triton = "none"
-    return f"GPU kernels {digest.hexdigest()[:12]}, triton {triton}"
+    return f"GPU kernels {digest}, triton {triton}"
 
 
 @cache

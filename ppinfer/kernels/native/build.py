@@ -16,7 +16,7 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -95,8 +95,13 @@ def _key(path: KernelPath, tool: str) -> str:
 @cache
 def sources_digest() -> str:
     """Names these sources: what was measured with others may no longer hold."""
+    return digest_of(SOURCES.iterdir())
+
+
+def digest_of(sources: Iterable[Path]) -> str:
+    """Changes with the name and the content of every file."""
     digest = hashlib.sha256()
-    for source in sorted(SOURCES.iterdir()):
+    for source in sorted(sources):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     return digest.hexdigest()[:12]
 
