@@ -173,14 +173,15 @@ class Supervisor:
         found: dict[int, _AnswerT] = {}
         wanted = [s.stage for s in self._stages] if stages is None else list(stages)
         while len(found) < len(wanted):
-            left = deadline - time.monotonic()
-            if left <= 0:
+            left = max(deadline - time.monotonic(), 0.0)
+            messages = self.poll(left)  # also when it is late, as that may be this process's fault
+            if not messages and not left:
                 missing = [stage for stage in wanted if stage not in found]
                 raise StageError(
                     f"Stage {missing[0]} did not answer within {timeout:g} s while {phase}.",
                     stage=missing[0],
                 )
-            for message in self.poll(left):
+            for message in messages:
                 assert isinstance(message, kind), f"{type(message).__name__} while {phase}"
                 found[message.stage] = message
                 if on_message is not None:
@@ -213,10 +214,10 @@ class Supervisor:
         gone = [] if ended is None else [ended]
         deadline = time.monotonic() + _BLAME_SECONDS
         while not gone and all(f.blamed != f.stage for f in failures.values()):
-            left = deadline - time.monotonic()
-            if left <= 0:
-                break
+            left = max(deadline - time.monotonic(), 0.0)
             self._listen(left, failures, gone)
+            if not left:
+                break
         if gone:  # a stage that has something to say says it before its channel closes
             self._listen(0.0, failures, [])
         own = [f for f in failures.values() if f.blamed == f.stage]

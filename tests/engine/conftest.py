@@ -12,7 +12,15 @@ import tokenizers
 from support.small_tokenizers import CHATML, CORPUS, train_byte_level, train_sentencepiece
 from tokenizers import models, pre_tokenizers, trainers
 
+from ppinfer.engine import chat, grammars
 from ppinfer.engine.tokenizer import Tokenizer
+
+
+@pytest.fixture(autouse=True)
+def no_haste(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may take long for what takes a moment."""
+    monkeypatch.setattr(chat, "MAX_RENDER_SECONDS", 60)
+    monkeypatch.setattr(grammars, "COMPILE_SECONDS", 60)
 
 
 @pytest.fixture(scope="session")

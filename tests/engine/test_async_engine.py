@@ -26,13 +26,13 @@ from ppinfer import (
 )
 
 pytestmark = pytest.mark.slow
-ENDLESS = SamplingParams(max_tokens=400, ignore_eos=True)
+ENDLESS = SamplingParams(max_tokens=30_000, ignore_eos=True)
 SETTINGS: dict[str, Any] = {"pp_size": 2, "micro_batch_size": 2}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = make_model("llama", num_hidden_layers=4, max_position_embeddings=512)
+    model = make_model("llama", num_hidden_layers=4, max_position_embeddings=32_768)
     return save_model(model, tmp_path_factory.mktemp("model"))
 
 
@@ -96,12 +96,12 @@ def test_deltas_and_what_is_known_of_the_engine(
     assert (scored.token_ids, scored.finish_reason) == ([], "length")
     assert [entry and entry.token_id for entry in scored.prompt_logprobs] == [None, 6, 7]
     assert all(len(entry.top) == 1 for entry in scored.prompt_logprobs[1:])
-    assert engine.info.limits.max_model_len == 512
+    assert engine.info.limits.max_model_len == 32_768
     assert len(engine.info.stage_pids) == engine.info.pp_size == 2
     report = runner.run(engine.report())
     assert report.new_tokens == 0  # of the run that scored
     assert len(report.stages) == 2
-    runner.run(engine.check(10))
+    runner.run(engine.check(60))
 
 
 def test_what_is_left_is_aborted_and_makes_room(
@@ -122,13 +122,16 @@ def test_what_is_left_is_aborted_and_makes_room(
 
     async def cancel_one() -> None:
         task = asyncio.create_task(tokens_of(engine, [1, 2], ENDLESS))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)  # and now it waits
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
 
     async def all_of_them() -> list[int]:
+        before = await engine.state()
         await asyncio.gather(leave_one(), close_one(), cancel_one(), cancel_one())
+        after = await engine.state()
+        assert after.finished["abort"] == before.finished["abort"] + 4
         return await tokens_of(engine, [9], SamplingParams(max_tokens=2, ignore_eos=True))
 
     assert len(runner.run(all_of_them())) == 2
@@ -138,8 +141,8 @@ def test_what_is_left_is_aborted_and_makes_room(
 def test_requests_that_cannot_be_served_are_refused(
     engine: AsyncPPInferEngine, runner: asyncio.Runner
 ) -> None:
-    with pytest.raises(RequestError, match="context holds 512"):
-        engine.stream([1] * 600, SamplingParams())
+    with pytest.raises(RequestError, match="context holds 32768"):
+        engine.stream([1] * 32_768, SamplingParams())
     with pytest.raises(RequestError, match="outside the vocabulary"):
         engine.stream([10_000], SamplingParams())
     with pytest.raises(RequestError, match="no tokenizer"):
@@ -180,9 +183,9 @@ def test_a_start_that_is_cancelled_leaves_nothing(
         monkeypatch.setenv(name, value)
 
     async def run() -> None:
-        starting = asyncio.create_task(AsyncPPInferEngine.create(folder, **SETTINGS))
-        await asyncio.sleep(0.7)
-        starting.cancel()
+        starting = asyncio.create_task(
+            AsyncPPInferEngine.create(folder, progress=lambda *_: starting.cancel(), **SETTINGS)
+        )
         with pytest.raises(asyncio.CancelledError):
             await starting
 
@@ -201,7 +204,7 @@ def test_a_stage_that_dies_is_named_to_whoever_waits(folder: Path) -> None:
                     pass
             assert caught.value.stage == 1
             with pytest.raises(StageError, match="Stage 1"):
-                await engine.check(5)
+                await engine.check(60)
             assert not engine.is_alive
             with pytest.raises(StageError, match="Stage 1"):
                 engine.stream([1], ENDLESS)
@@ -250,7 +253,7 @@ def test_nothing_outlives_a_program_that_does_not_close(folder: Path) -> None:
         "from ppinfer import AsyncPPInferEngine, SamplingParams\n"
         "async def main():\n"
         "    engine = await AsyncPPInferEngine.create(sys.argv[1], pp_size=2)\n"
-        "    print((await anext(engine.stream([1], SamplingParams(max_tokens=300)))).index)\n"
+        "    print((await anext(engine.stream([1], SamplingParams(max_tokens=30000)))).index)\n"
         "asyncio.run(main())\n",
         str(folder),
     )

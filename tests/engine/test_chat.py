@@ -244,7 +244,7 @@ class TestTemplatesThatFail:
         start = time.perf_counter()
         with pytest.raises(RequestError, match="ran for more than"):
             ChatTemplate(template, {}).render(USER)
-        assert time.perf_counter() - start < 5
+        assert time.perf_counter() - start < 60
 
     @pytest.mark.parametrize(
         "template",

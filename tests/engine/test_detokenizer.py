@@ -145,12 +145,12 @@ class TestCost:
         tokenizer = request.getfixturevalue(name)
         hostile = {"demo": [216, 159] * 5000, "sentencepiece": list(range(131, 259)) * 80}[name]
         for ids in (tokenizer.encode("The lazy dog jumps 🙂. " * 700), hostile):
-            start = time.perf_counter()
+            start = time.thread_time()
             text = Detokenizer(tokenizer, stop=("xyz", "The lazy cat", "." * 50))
             for token in ids:
                 text.push(token)
             text.finish()
-            assert (time.perf_counter() - start) / len(ids) < 500e-6  # about 2 and 20 us
+            assert (time.thread_time() - start) / len(ids) < 500e-6  # about 2 and 20 us
 
 
 class TestStopStrings:
@@ -221,7 +221,7 @@ class TestStopStrings:
         assert text.stop_string == "🙂!"
 
     def test_long_stop_strings_cost_little(self) -> None:
-        start = time.perf_counter()
+        start = time.thread_time()
         matcher = StopStrings(["a" * 100_000 + "b"])
         assert matcher.push("a" * 300_000) == "a" * 200_000
-        assert time.perf_counter() - start < 2
+        assert time.thread_time() - start < 2

@@ -206,10 +206,10 @@ def test_added_tokens_are_no_letters(make: Make, masks: Masks) -> None:
 )
 def test_refused(make: Make, small: Tokenizer, grammar: Grammar, words: str) -> None:
     grammars = make(small)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(RequestError, match=words) as caught:
         grammars.constrain(request(grammar, small))
-    assert time.perf_counter() - start < grammars_module.COMPILE_SECONDS
+    assert time.process_time() - start < 5
     assert caught.value.param == "grammar"
     assert len(str(caught.value)) < 300
     assert grammars.constrain(request(Grammar.regex("a"), small)).constraint is not None
@@ -225,18 +225,19 @@ def test_one_that_takes_too_long(
     make: Make, small: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is left behind, and others are compiled meanwhile."""
-    monkeypatch.setattr(grammars_module, "COMPILE_SECONDS", 1.0)
     grammars, release = make(small), threading.Event()
     slow, made = Grammar.regex("slow"), grammars._made
 
     def stuck(grammar: Grammar) -> Any:
         if grammar == slow:
-            release.wait(10)
+            release.wait(60)
         return made(grammar)
 
     monkeypatch.setattr(grammars, "_made", stuck)
-    with pytest.raises(RequestError, match="not be compiled within 1 seconds"):
-        grammars.constrain(request(slow, small))
+    with monkeypatch.context() as haste:
+        haste.setattr(grammars_module, "COMPILE_SECONDS", 0.2)
+        with pytest.raises(RequestError, match=r"not be compiled within 0\.2 seconds"):
+            grammars.constrain(request(slow, small))
     assert grammars.constrain(request(Grammar.regex("quick"), small)).constraint is not None
     release.set()
     assert grammars.constrain(request(slow, small)).constraint is not None
@@ -269,25 +270,25 @@ def test_latecomers(make: Make, small: Tokenizer, monkeypatch: pytest.MonkeyPatc
         latecomers.submit(LiveRequest(given, 0, driver))
 
     submit(None)
-    assert driver.items.get(timeout=5) == "submitted"
+    assert driver.items.get(timeout=60) == "submitted"
     submit(Grammar.regex("a"))
-    assert driver.items.get(timeout=5) == "submitted"
+    assert driver.items.get(timeout=60) == "submitted"
     submit(Grammar.regex("("))
-    assert isinstance(driver.items.get(timeout=5), RequestError)
+    assert isinstance(driver.items.get(timeout=60), RequestError)
     assert driver.taken == [False, True]
     constrain = grammars.constrain
 
     def gated(given: Request) -> Request:
-        gate.wait(5)
+        gate.wait(60)
         return constrain(given)
 
     monkeypatch.setattr(grammars, "constrain", gated)
-    before = threading.active_count()
+    before = set(threading.enumerate())
     submit(Grammar.regex("b"))
+    (waiting,) = set(threading.enumerate()) - before
     latecomers.abort([0])
     gate.set()
-    while threading.active_count() > before:
-        time.sleep(0.001)
+    waiting.join()
     assert driver.taken == [False, True, [0]]
     assert driver.items.empty()
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from support.fake_async_engine import wait_until
 
 from ppinfer.engine.masks import Beginning, Masks, MatcherConstraint, grammar_error
 from ppinfer.errors import RequestError
@@ -28,7 +28,7 @@ class FakeMatcher:
 
     def compute_bitmask(self) -> bytes:
         if self.gate is not None:
-            self.gate.wait(10)
+            self.gate.wait(60)
         if isinstance(self.error, Exception):
             raise self.error
         allowed = [] if self.only_end else [5]
@@ -134,7 +134,7 @@ class TestLate:
         hasty.settle(never)  # one wait for each is enough
         assert not woken.is_set()
         matcher.gate.set()
-        assert woken.wait(5)
+        assert woken.wait(60)
         assert constraint.mask == bits(5, EOS)
 
     def test_others_do_not_wait_for_it(self, hasty: Masks) -> None:
@@ -144,10 +144,7 @@ class TestLate:
         for constraint in constraints:
             constraint.accept(5)
         hasty.settle(lambda: None)
-        deadline = time.monotonic() + 5
-        while constraints[1].mask is None and time.monotonic() < deadline:
-            time.sleep(0.001)
-        assert constraints[1].mask is not None
+        wait_until(lambda: constraints[1].mask is not None)
         assert constraints[0].mask is None
         slow.gate.set()
 

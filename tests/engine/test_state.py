@@ -26,11 +26,15 @@ from ppinfer.trace.clock import Activity, Recording
 
 pytestmark = pytest.mark.slow
 SETTINGS: dict[str, Any] = {"pp_size": 2, "load_format": "dummy"}
+ENDLESS = SamplingParams(max_tokens=30_000, ignore_eos=True)
+PATIENCE = 30.0
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return config_alone(tmp_path_factory.mktemp("model"), num_hidden_layers=4)
+    return config_alone(
+        tmp_path_factory.mktemp("model"), num_hidden_layers=4, max_position_embeddings=32_768
+    )
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +55,13 @@ def grows(before: EngineState, after: EngineState) -> bool:
 
 
 def test_counts_are_those_of_what_was_asked(engine: PPInferEngine) -> None:
-    before = engine.state()
+    before = engine.state(PATIENCE)
     prompts = [random_ids(n, seed=n) for n in (40, 3, 17, 40)]  # the last is the first once more
     for _ in range(2):
         engine.generate(prompts, SamplingParams(max_tokens=6, ignore_eos=True))
-    after = engine.state()
+    began = time.monotonic()
+    after = engine.state(PATIENCE)
+    age = time.monotonic() - began
     assert grows(before, after)
     assert after.prompt_tokens - before.prompt_tokens == 200
     assert after.queried_tokens - before.queried_tokens == 200
@@ -74,13 +80,12 @@ def test_counts_are_those_of_what_was_asked(engine: PPInferEngine) -> None:
     assert first.bytes_sent > 0
     assert min(first.steps, last.steps, first.compute, last.sample) > 0
     assert min(first.weight_bytes, last.kv_cache_bytes, first.rss_bytes) > 0
-    assert max(first.heartbeat_age, last.heartbeat_age) < 1
+    assert max(first.heartbeat_age, last.heartbeat_age) < age
 
 
 def test_sequences_under_way_are_known(engine: PPInferEngine) -> None:
-    params = SamplingParams(max_tokens=400, ignore_eos=True)
     aborted = engine.state().finished["abort"]
-    with engine.stream([random_ids(9, seed=n) for n in range(6)], params) as stream:
+    with engine.stream([random_ids(9, seed=n) for n in range(6)], ENDLESS) as stream:
         for _ in range(20):
             next(stream)
         state = engine.state()
@@ -96,22 +101,27 @@ def test_sequences_under_way_are_known(engine: PPInferEngine) -> None:
 
 
 def test_a_stage_that_hangs_holds_up_nobody(engine: PPInferEngine) -> None:
+    def lag() -> float:
+        """For how much longer nothing was heard of the last stage than of the first."""
+        first, last = engine.state(patience=0.1).stages
+        return last.heartbeat_age - first.heartbeat_age
+
+    engine.state(PATIENCE)
     pid = engine.stage_pids[1]
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
     try:
         time.sleep(0.3)
         began = time.monotonic()
-        state = engine.state(patience=0.2)
-        engine.live(patience=0.2)
-        assert time.monotonic() - began < 2
-        first, last = (stage.heartbeat_age for stage in state.stages)
-        assert first < 0.25 < last
+        last = engine.state(patience=0.1).stages[1].heartbeat_age
+        engine.live(patience=0.1)
+        assert time.monotonic() - began < 30
+        wait_until(lambda: lag() >= 0.3)
         assert engine.state(patience=0.1).stages[1].heartbeat_age > last
     finally:
         os.kill(pid, signal.SIGCONT)
         engine.look_away()
-    assert engine.state(patience=5).stages[1].heartbeat_age < last
+    wait_until(lambda: engine.state(PATIENCE).stages[1].heartbeat_age < last)
 
 
 def spans(live: list[LiveState], stage: int) -> list[tuple[int, int, int, int]]:
@@ -124,14 +134,14 @@ def spans(live: list[LiveState], stage: int) -> list[tuple[int, int, int, int]]:
 def test_who_watches_gets_every_span_once_and_a_trace_may_be_made_beside(
     engine: PPInferEngine,
 ) -> None:
-    assert engine.live(patience=5).spans == [[], []]
+    assert engine.live(PATIENCE).spans == [[], []]
     looks = []
     params = SamplingParams(max_tokens=30, ignore_eos=True)
     with engine.trace() as tracing:
         for _ in range(3):
             engine.generate([random_ids(5)], params)
-            looks.append(engine.live(patience=5))
-    looks.append(engine.live(patience=5))
+            looks.append(engine.live(PATIENCE))
+    looks.append(engine.live(PATIENCE))
     engine.look_away()
     steps = {step for look in looks for step in look.steps}
     assert tracing.trace is not None
@@ -144,27 +154,26 @@ def test_who_watches_gets_every_span_once_and_a_trace_may_be_made_beside(
         traced = [s.step for s in tracing.trace.stages[stage].spans if s.activity == "compute"]
         assert traced == sorted(steps)
     engine.generate([random_ids(5)], params)
-    assert engine.live(patience=5).spans == [[], []], "nothing is recorded while nobody watches"
+    assert engine.live(PATIENCE).spans == [[], []], "nothing is recorded while nobody watches"
     engine.look_away()
 
 
 def test_asynchronously(folder: Path) -> None:
     async def run() -> None:
         async with await AsyncPPInferEngine.create(folder, **SETTINGS) as engine:
-            stream = engine.stream([1, 2], SamplingParams(max_tokens=400, ignore_eos=True))
+            stream = engine.stream([1, 2], ENDLESS)
             await anext(stream)
             looks = [await engine.live()]
-            for _ in range(3):
+            while not spans(looks, 1):
                 await anext(stream)
-            looks.append(await engine.live())
+                looks.append(await engine.live())
             state = await engine.state()
             assert [one.seq_id for one in state.sequences] == [stream.seq_id]
             assert looks[1].now > looks[0].now
-            assert spans(looks, 1)
             engine.look_away()
             stream.cancel()
 
-    asyncio.run(run())
+    asyncio.run(asyncio.wait_for(run(), 120))
 
 
 class Watched:

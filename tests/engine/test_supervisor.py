@@ -6,10 +6,12 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
 from ppinfer.comm.control import Channel
+from ppinfer.engine import supervisor as supervisors
 from ppinfer.engine.supervisor import Supervisor
 from ppinfer.errors import CheckpointError, StageError
 from ppinfer.launch.process import StageProcess
@@ -66,17 +68,30 @@ def test_one_message_from_each_in_stage_order(
 ) -> None:
     for stage in (2, 0, 1):
         say(launcher, stage, CacheReady(stage))
-    ready = supervisor.gather(CacheReady, 5.0, "testing")
+    ready = supervisor.gather(CacheReady, 60.0, "testing")
     assert [message.stage for message in ready] == [0, 1, 2]
 
 
-def test_a_silent_stage_is_named_at_the_deadline(
+def test_what_has_come_counts_however_late_it_is_read(
     launcher: SocketLauncher, supervisor: Supervisor
 ) -> None:
+    for stage in (2, 0, 1):
+        say(launcher, stage, CacheReady(stage))
+    assert len(supervisor.gather(CacheReady, 0.0, "testing")) == 3
+
+
+def test_a_silent_stage_is_named_at_the_deadline(
+    launcher: SocketLauncher, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Time stands still until the other two are heard."""
+    heard: list[CacheReady] = []
+    began = time.monotonic()
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() if len(heard) == 2 else began)
+    monkeypatch.setattr(supervisors, "time", clock)
     say(launcher, 0, CacheReady(0))
     say(launcher, 2, CacheReady(2))
     with pytest.raises(StageError, match=r"Stage 1 did not answer within 0.2 s while testing"):
-        supervisor.gather(CacheReady, 0.2, "testing")
+        supervisor.gather(CacheReady, 0.2, "testing", heard.append)
 
 
 def test_a_stages_own_failure_is_raised_as_what_it_is(
@@ -84,19 +99,31 @@ def test_a_stages_own_failure_is_raised_as_what_it_is(
 ) -> None:
     say(launcher, 1, StageFailure(1, "CheckpointError", "the file is cut short.", 1))
     with pytest.raises(CheckpointError, match=r"^the file is cut short\.$"):
-        supervisor.gather(CacheReady, 5.0, "loading")
+        supervisor.gather(CacheReady, 60.0, "loading")
 
 
 def test_the_stage_that_died_is_blamed_not_the_neighbour_that_noticed(
-    launcher: SocketLauncher, supervisor: Supervisor
+    launcher: SocketLauncher, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(supervisors, "_BLAME_SECONDS", 30)
     say(launcher, 2, StageFailure(2, "StageError", "Nothing more came from stage 1.", 1))
     death = threading.Timer(0.2, launcher.stages[1].close)
     death.start()
     with pytest.raises(StageError, match="Stage 1 died while starting") as caught:
-        supervisor.gather(CacheReady, 5.0, "starting")
+        supervisor.gather(CacheReady, 60.0, "starting")
     assert caught.value.stage == 1
     death.join()
+
+
+def test_a_death_that_is_known_is_blamed_however_late_it_is_read(
+    launcher: SocketLauncher, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisors, "_BLAME_SECONDS", 0)
+    say(launcher, 2, StageFailure(2, "StageError", "Nothing more came from stage 1.", 1))
+    supervisor._selector.select(60)  # it comes first
+    launcher.stages[1].close()
+    with pytest.raises(StageError, match="Stage 1 died while"):
+        supervisor.poll(60.0)
 
 
 def test_last_words_count_more_than_the_end(
@@ -106,7 +133,7 @@ def test_last_words_count_more_than_the_end(
     launcher.stages[0].close()
     launcher.stages[1].close()
     with pytest.raises(StageError, match="boom"):
-        supervisor.poll(5.0)
+        supervisor.poll(60.0)
 
 
 def test_a_complaint_that_nobody_confirms_is_believed_after_a_while(
@@ -114,7 +141,7 @@ def test_a_complaint_that_nobody_confirms_is_believed_after_a_while(
 ) -> None:
     say(launcher, 2, StageFailure(2, "StageError", "Nothing more came from stage 1.", 1))
     with pytest.raises(StageError, match="Nothing more came") as caught:
-        supervisor.poll(5.0)
+        supervisor.poll(60.0)
     assert caught.value.stage == 1
 
 
@@ -125,7 +152,7 @@ def test_in_a_chain_of_complaints_the_silent_stage_is_blamed(
     for stage in order:
         say(launcher, stage, StageFailure(stage, "StageError", f"{stage - 1}?", stage - 1))
     with pytest.raises(StageError) as caught:
-        supervisor.poll(5.0)
+        supervisor.poll(60.0)
     assert caught.value.stage == 0
 
 
@@ -137,7 +164,7 @@ def test_waking_never_blocks(supervisor: Supervisor) -> None:
 def test_rubbish_is_refused_and_named(launcher: SocketLauncher, supervisor: Supervisor) -> None:
     launcher.stages[1].send(b"\x93\x01\x02")
     with pytest.raises(StageError, match="Stage 1 sent a message that could not be read"):
-        supervisor.poll(5.0)
+        supervisor.poll(60.0)
 
 
 def test_sending_to_a_stage_that_is_gone_names_it(
@@ -151,8 +178,8 @@ def test_sending_to_a_stage_that_is_gone_names_it(
 def test_a_poll_can_be_woken(supervisor: Supervisor) -> None:
     started = time.monotonic()
     threading.Timer(0.1, supervisor.wake).start()
-    assert supervisor.poll(10.0) == []
-    assert time.monotonic() - started < 5
+    assert supervisor.poll(60.0) == []
+    assert time.monotonic() - started < 30
 
 
 def test_closing_tells_every_stage_and_may_be_repeated(launcher: SocketLauncher) -> None:

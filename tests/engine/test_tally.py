@@ -106,7 +106,7 @@ def test_a_token_costs_little() -> None:
 
 
 def _timed(tally: Tally, one: LiveRequest) -> float:
-    began = time.perf_counter()
+    began = time.thread_time()
     for _ in range(1000):
         tally.token(one, began)
-    return (time.perf_counter() - began) / 1000
+    return (time.thread_time() - began) / 1000

@@ -168,9 +168,9 @@ class TestDemo:
         assert Tokenizer.from_gguf(metadata).encode("Hi") == [1, *oracle("Hi").input_ids, 2]
 
     def test_construction_is_fast(self, demo_metadata: dict[str, Any]) -> None:
-        start = time.perf_counter()
+        start = time.thread_time()
         Tokenizer.from_gguf(demo_metadata)
-        assert time.perf_counter() - start < 1.0  # 0.11 s on a free core
+        assert time.thread_time() - start < 1.0  # 0.11 s on a free core
 
 
 class TestText:

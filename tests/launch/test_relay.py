@@ -18,7 +18,7 @@ def pair() -> tuple[Channel, Channel]:
 
 @pytest.mark.parametrize("who_ends", ["here", "there"])
 def test_frames_pass_both_ways_and_the_end_too(who_ends: str) -> None:
-    near, far = RelayHub(20.0), RelayHub(20.0)
+    near, far = RelayHub(60.0), RelayHub(60.0)
     here, here_relayed = pair()
     there, there_relayed = pair()
     near.allow([far.public_key])
@@ -52,14 +52,14 @@ def test_a_peer_that_never_comes_ends_the_channel() -> None:
 
 
 def test_a_channel_that_ends_first_does_not_wait_for_its_peer() -> None:
-    hub = RelayHub(60.0)
+    hub = RelayHub(90.0)
     ours, relayed = pair()
     hub.allow([KeyPair.generate().public])
     hub.listen("127.0.0.1", relayed)
     ours.close()
     started = time.monotonic()
     hub.close()
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
 
 
 def test_a_stranger_is_not_let_in() -> None:

@@ -41,7 +41,7 @@ class Marked:
                 continue
         return found
 
-    def assert_all_gone(self, within: float = 5.0) -> None:
+    def assert_all_gone(self, within: float = 30.0) -> None:
         deadline = time.monotonic() + within
         while self.processes():
             assert time.monotonic() < deadline, f"still running: {self.processes()}"
@@ -55,12 +55,12 @@ class Finished:
     err: str
 
 
-def run_python(code: str, *arguments: str, stdin: str = "", timeout: float = 120) -> Finished:
+def run_python(code: str, *arguments: str, stdin: str = "", timeout: float = 240) -> Finished:
     """Run a program to its end; nothing it started may outlive it by more than a moment."""
     return _run([sys.executable, "-c", code, *arguments], stdin, timeout)
 
 
-def run_cli(*arguments: str, stdin: str = "", timeout: float = 120) -> Finished:
+def run_cli(*arguments: str, stdin: str = "", timeout: float = 240) -> Finished:
     """Run the ``ppinfer`` command likewise."""
     return _run([sys.executable, "-m", "ppinfer.cli", *arguments], stdin, timeout)
 
