@@ -57,7 +57,22 @@ def guarded(command: Callable[..., ResultT]) -> Callable[..., ResultT]:
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
-    """Ends through the context managers, so that nothing is left running."""
+    """Ends through the context managers, so that nothing is left running.
+
+    Where a loop of asyncio runs, the loop itself raises: what it runs might swallow any exception.
+    """
+    asyncio = sys.modules.get("asyncio")  # not imported for this
+    try:
+        loop = asyncio and asyncio.get_running_loop()
+    except RuntimeError:  # none runs
+        loop = None
+    if loop:
+        loop.call_soon_threadsafe(_exit)
+    else:
+        _exit()
+
+
+def _exit() -> None:
     raise SystemExit(EXIT_TERMINATED)
 
 

@@ -36,9 +36,9 @@ def locally(engine: FakeAsyncEngine, *requests: Asked) -> list[Response]:
     return asyncio.run(work())
 
 
-def remotely(url: str, *requests: Asked, patience: float = 5.0) -> list[Response]:
+def remotely(url: str, *requests: Asked, patience: float = 60.0) -> list[Response]:
     async def work() -> list[Response]:
-        async with RemoteAnswerer(url, None, timeout=5.0, patience=patience) as answerer:
+        async with RemoteAnswerer(url, None, timeout=60.0, patience=patience) as answerer:
             return [await answerer.answer(item) for item in requests]
 
     return asyncio.run(work())
@@ -100,7 +100,7 @@ def test_a_server_that_stays_away_ends_the_run(quick: None) -> None:
         pytest.raises(ServerError, match="answers with status 429"),
     ):
         remotely(fake.url, asked({"prompt": "a", "max_tokens": 4}), patience=0.2)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60
 
 
 def test_a_key() -> None:
@@ -110,7 +110,7 @@ def test_a_key() -> None:
 
         async def with_key(server: RunningServer) -> Response:
             root = server.url.removesuffix("/v1")
-            async with RemoteAnswerer(root, "right", timeout=5.0) as answerer:
+            async with RemoteAnswerer(root, "right", timeout=60.0) as answerer:
                 return await answerer.answer(REQUESTS[0])
 
         assert asyncio.run(with_key(server)).status_code == 200

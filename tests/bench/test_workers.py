@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 
 import pytest
 from support.processes import is_running
@@ -47,16 +46,18 @@ def test_every_row_is_measured_at_every_shape() -> None:
         assert all(run.cached_tokens == 0 and run.peak_bytes for run in cell.runs)
         assert cell.limit is not None
         assert cell.ceiling is not None
-        assert 0 < cell.ceiling < cell.limit
+        assert 0 < cell.ceiling <= cell.limit
         assert len(cell.stage_median("busy")) == cell.stages
     assert found.groups == [["HF generate", "1 process", "2 stages"]]
 
 
-def test_cells_that_would_take_too_long_are_skipped_before_anything_loads() -> None:
-    started = time.monotonic()
+def test_cells_that_would_take_too_long_are_skipped_before_anything_loads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(throughput, "Worker", None)
+    monkeypatch.setattr(throughput, "measure_arrangements", None)
     found = compare("bf16", Protocol(max_cell_seconds=1e-9))
     assert {cell.status for cell in found.cells} == {"skipped"}
-    assert time.monotonic() - started < 30
 
 
 def test_too_little_memory_is_a_cell_and_not_a_crash() -> None:
@@ -89,6 +90,7 @@ def test_a_killed_worker_ran_out_of_memory_and_a_silent_one_out_of_time() -> Non
             worker.ask("limits", TIMEOUT, dtype="fp32", num_bytes=1 << 20, threads=1)
         assert failure.value.status == "oom"
     with Worker("probe", threads=1) as worker:
+        os.kill(worker.pid, signal.SIGSTOP)
         with pytest.raises(WorkerFailed) as failure:
             worker.ask("limits", 0.01, dtype="fp32", num_bytes=1 << 20, threads=1)
         assert failure.value.status == "timeout"

@@ -119,10 +119,10 @@ def test_refused(made: list[Any], source: Path, target: Path) -> None:
 def test_killed_and_started_again(made: list[Any], tmp_path: Path, target: Path) -> None:
     """A real engine at work, by SIGTERM and by SIGKILL: every line once, nothing left running."""
     folder = save_model(make_model("llama", max_position_embeddings=512), tmp_path / "model")
-    lines = [
-        request(f"r{n}", body={"prompt": random_ids(5, n), "max_tokens": 60, "seed": n})
-        for n in range(160)
-    ]
+    lines = []
+    for n, count in enumerate([60] * 30 + [500] * 270):  # it must not end before it is killed
+        body = {"prompt": random_ids(5, n), "max_tokens": count, "seed": n, "ignore_eos": True}
+        lines.append(request(f"r{n}", body=body))
     source = write_batch(tmp_path / "in.jsonl", lines)
     marked = Marked.new()
     command = [
@@ -140,21 +140,21 @@ def test_killed_and_started_again(made: list[Any], tmp_path: Path, target: Path)
             assert time.monotonic() < deadline
             time.sleep(0.005)
         process.send_signal(number)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=60)
         assert process.returncode == (-9 if number == signal.SIGKILL else 143), err
         marked.assert_all_gone()
         before = target.read_bytes().count(b"\n")
-        assert before < 160
+        assert before < 300
         if number == signal.SIGKILL:
             with target.open("ab") as file:
                 file.write(b'{"id":"batch_req_1')  # as if in the middle of a line
         else:
-            assert b"of 160 requests are done; the same command goes on" in err
+            assert b"of 300 requests are done; the same command goes on" in err
     done = run("batch", str(source), str(target), "-m", "x", "--json")
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["done_before"] == before
     found = outcomes(target)
-    assert sorted(found) == list(range(1, 161))
+    assert sorted(found) == list(range(1, 301))
     for number, line in found.items():
         assert line["custom_id"] == f"r{number - 1}"
         assert line["response"]["body"]["usage"]["prompt_tokens"] == 5

@@ -23,7 +23,7 @@ def test_results_go_to_files_and_standard_output(tmp_path: Path) -> None:
     with serving(FakeOpenAI(api_key="secret")) as fake:
         done = run_cli(
             "bench", "serve", fake.url + "/v1/", "--rate", "50,inf", "--requests", "5",
-            "--prompt-tokens", "16-30", "--output-tokens", "4", "--slo", "ttft=10s",
+            "--prompt-tokens", "16-30", "--output-tokens", "4", "--slo", "ttft=60s",
             "--api-key", "secret", "--json", "--output", str(stem), "--plot", str(picture),
         )  # fmt: skip
     assert done.status == 0, done.err
@@ -105,8 +105,8 @@ def test_ctrl_c_reports_what_there_is(number: signal.Signals) -> None:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
             program.send_signal(number)
-            out, err = program.communicate(timeout=20)
-        marked.assert_all_gone(within=5)
+            out, err = program.communicate(timeout=60)
+        marked.assert_all_gone()
     assert b"Traceback" not in err
     if number == signal.SIGTERM:
         assert program.returncode == 143

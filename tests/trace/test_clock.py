@@ -36,21 +36,24 @@ def test_parts_sum_to_the_wall() -> None:
 def test_spans_have_no_gaps_and_agree_with_the_counters() -> None:
     clock = Clock(Activity.WAIT_PLAN)
     work(clock, 3)
-    before = clock.seconds()
-    started = time.perf_counter_ns()
+    clock.enter(Activity.WAIT_INPUT)
+    moments = [time.perf_counter_ns()]
     clock.start_recording()
+    before = clock.seconds()
+    moments.append(time.perf_counter_ns())
     work(clock, 10)
-    found = clock.stop_recording()
-    ended = time.perf_counter_ns()
+    clock.enter(Activity.WAIT_INPUT)
+    moments.append(time.perf_counter_ns())
     after = clock.seconds()
+    found = clock.stop_recording()
+    moments.append(time.perf_counter_ns())
     spans = found.spans()
-    assert started <= found.start
-    assert spans[0][2] == found.start
+    assert moments[0] <= found.start == spans[0][2] <= moments[1]
+    assert moments[2] <= spans[-1][3] <= moments[3]
     assert all(one[3] == other[2] for one, other in pairwise(spans))
-    assert sum(end - start for _, _, start, end in spans) >= 0.99 * (ended - started)
-    for activity in Activity:
+    for activity in set(Activity) - {Activity.WAIT_INPUT}:  # only that went on around the counters
         recorded = sum(end - start for kind, _, start, end in spans if kind == activity)
-        assert recorded / 1e9 == pytest.approx(after[activity] - before[activity], abs=1e-4)
+        assert recorded / 1e9 == pytest.approx(after[activity] - before[activity], abs=1e-8)
     computed = [step for kind, step, _, _ in spans if kind == Activity.COMPUTE]
     assert computed == list(range(10))
     assert {step for kind, step, _, _ in spans if kind == Activity.WAIT_PLAN} == {-1}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -13,14 +15,15 @@ from ppinfer.bench.serve.lengths import Lengths
 from ppinfer.bench.serve.plan import Plan
 from ppinfer.bench.serve.run import Served, measure_serve
 from ppinfer.bench.serve.target import Dialect, Target
-from ppinfer.bench.serve.workload import Entry
+from ppinfer.bench.serve.words import WORDS
+from ppinfer.bench.serve.workload import Entry, Gauge
 from ppinfer.errors import ConfigError, ServerError
 
 
 def plan(fake: FakeOpenAI, **changes: Any) -> Plan:
     made = Plan(
         Target(fake.url, "chat"), None, parse_loads("inf", None), Extent(requests=6),
-        prompt=Lengths(20, 40), output=Lengths(2, 6), timeout=20.0,
+        prompt=Lengths(20, 40), output=Lengths(2, 6), timeout=60.0,
     )  # fmt: skip
     return dataclasses.replace(made, **changes)
 
@@ -63,8 +66,27 @@ def test_levels_have_the_same_lengths_and_other_words() -> None:
     assert sorted(map(len, texts[:6])) == sorted(map(len, texts[6:]))
 
 
+class Gathering:
+    """A server's turns: the load's answers begin when so many requests have been there at once."""
+
+    def __init__(self, fake: FakeOpenAI, count: int, at_once: int) -> None:
+        self.fake, self.count = fake, count
+        self.places = threading.Semaphore(at_once)
+
+    def __enter__(self) -> None:
+        deadline = time.monotonic() + 15
+        while self.fake.load and self.fake.most_at_once < self.count:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        self.places.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.places.release()
+
+
 def test_no_more_are_in_flight_than_asked() -> None:
-    with serving(FakeOpenAI(delay=0.01)) as fake:
+    with serving(FakeOpenAI(delay=0.01, one_at_a_time=True)) as fake:
+        fake.turn = Gathering(fake, 3, at_once=9)
         found = run(plan(fake, loads=parse_loads(None, "3"), extent=Extent(requests=9)))
         assert fake.most_at_once == 3
     assert found.levels[0].done == 9
@@ -73,6 +95,7 @@ def test_no_more_are_in_flight_than_asked() -> None:
 def test_a_slow_server_does_not_slow_the_arrivals() -> None:
     """With one answer at a time, those that wait must show it."""
     with serving(FakeOpenAI(delay=0.02, one_at_a_time=True)) as fake:
+        fake.turn = Gathering(fake, 4, at_once=1)
         found = run(plan(fake, loads=parse_loads("1000", None), output=Lengths(5, 5)))
         assert fake.most_at_once > 3
     (level,) = found.levels
@@ -102,9 +125,13 @@ def test_streams_that_are_cut_are_failures() -> None:
     assert found.levels[0].failures == {"disconnected": 6}
 
 
-def test_an_answer_that_takes_too_long_is_a_failure() -> None:
-    with serving(FakeOpenAI(delay=0.2)) as fake:
-        found = run(plan(fake, timeout=0.5, output=Lengths(9, 9), extent=Extent(requests=2)))
+def test_an_answer_that_takes_too_long_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def knows(client: object, target: Target) -> tuple[Target, Gauge, list[str]]:
+        return target, Gauge(WORDS, 1.0, 0.0), []
+
+    monkeypatch.setattr("ppinfer.bench.serve.run.meet", knows)  # whose answers have no more time
+    with serving(FakeOpenAI(delay=0.1)) as fake:
+        found = run(plan(fake, timeout=0.3, output=Lengths(9, 9), extent=Extent(requests=2)))
     assert found.levels[0].failures == {"timeout": 2}
 
 
