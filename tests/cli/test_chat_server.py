@@ -194,7 +194,7 @@ class TestInteractive:
     def test_ctrl_c_stops_the_answer_and_keeps_what_came(
         self, server: RunningServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        server.engine.endless, server.engine.pause = True, 0.005
+        server.engine.held_at = 5
         written: list[str] = []
 
         def write(text: str) -> None:
@@ -213,7 +213,7 @@ class TestInteractive:
             text = "".join(written[:-1])
             assert ANSWER.startswith(text)
             assert conversation._messages[-1] == {"role": "assistant", "content": text}
-            server.engine.endless = False
+            server.engine.held_at = None
             conversation._take_turn("b")
             assert conversation._messages[-1]["content"] == ANSWER
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from support.fake_async_engine import FakeAsyncEngine, RunningServer, running_server
+from support.fake_async_engine import FakeAsyncEngine, RunningServer, running_server, wait_until
 
 
 @pytest.fixture(scope="session")
@@ -16,8 +16,10 @@ def one_server() -> Iterator[RunningServer]:
 
 @pytest.fixture
 def server(one_server: RunningServer) -> Iterator[RunningServer]:
-    engine = FakeAsyncEngine()
-    one_server.engine = engine
-    one_server.app.service.open(engine)
+    service = one_server.app.service
+    # Whoever watched in the test before would look at the new engine.
+    wait_until(lambda: service.hub._looking is None and not len(service.requests))
+    one_server.engine = FakeAsyncEngine()
+    service.open(one_server.engine)
     yield one_server
     one_server.idle()

@@ -9,7 +9,13 @@ from typing import Any
 import openai
 import pydantic
 import pytest
-from support.fake_async_engine import ANSWER, RunningServer, running_server, small_tokenizer
+from support.fake_async_engine import (
+    ANSWER,
+    RunningServer,
+    running_server,
+    small_tokenizer,
+    wait_until,
+)
 
 from ppinfer.errors import StageError
 
@@ -24,7 +30,7 @@ USER: Any = [{"role": "user", "content": "Hi"}]
 
 @pytest.fixture
 def client(server: RunningServer) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=20) as made:
+    with openai.OpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=60) as made:
         yield made
 
 
@@ -181,7 +187,8 @@ class TestAsync:
 
     def test_cancelled(self, server: RunningServer) -> None:
         """A stream that is left is aborted, and so is a task that is cancelled."""
-        server.engine.pause, server.engine.endless = 0.01, True
+        engine = server.engine
+        engine.pause, engine.endless, engine.info.max_model_len = 0.01, True, 10**6
 
         async def run() -> None:
             async with openai.AsyncOpenAI(
@@ -194,10 +201,10 @@ class TestAsync:
                 task = asyncio.create_task(
                     client.chat.completions.create(model="small", messages=USER)
                 )
-                await asyncio.sleep(0.2)
+                await asyncio.to_thread(wait_until, lambda: len(engine.calls) == 2)
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
 
         asyncio.run(run())
         server.idle()
-        assert server.engine.aborted == 2
+        assert engine.aborted == 2

@@ -21,7 +21,7 @@ def ask(server: RunningServer, kind: str) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, older_openai.__file__, server.url, kind],
         env=os.environ | {"PYTHONPATH": str(FOLDER)},
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)

