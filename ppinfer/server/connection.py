@@ -21,6 +21,9 @@ RECEIVE_SECONDS = 60.0
 STALL_SECONDS = 30.0
 """A client that reads nothing for so long, while there is something to read, is gone."""
 
+LAST_MOMENT_SECONDS = 0.2
+"""For a request on a connection that was accepted just before the listener closed."""
+
 
 class Connection(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -37,6 +40,9 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._await_request()
+        app: Any = self.app
+        if app.service.draining:  # perhaps the others have been told already
+            self.loop.call_later(LAST_MOMENT_SECONDS, self.shutdown)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel("_deadline")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import select
@@ -9,16 +10,18 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.fake_async_engine import wait_until
+from support.fake_async_engine import running_server, wait_until
 from support.processes import Marked
 
 from ppinfer.errors import ConfigError
+from ppinfer.server.connection import Connection
 from ppinfer.server.run import listen
 
 TESTS = Path(__file__).parents[1]
@@ -166,6 +169,27 @@ def test_idle_connections_do_not_hold_it_up() -> None:
             assert server.ask("/health").status == 200  # by then it has those two as well
             server.process.send_signal(signal.SIGTERM)
             ended(server, 0)
+
+
+def test_a_connection_that_is_accepted_in_the_last_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes to be when all others have been told to end."""
+    make, accepted = Connection.connection_made, threading.Event()
+
+    def made_late(connection: Connection, transport: asyncio.Transport) -> None:
+        accepted.set()
+        if server.server.servers[0].is_serving():
+            connection.loop.call_later(0.01, made_late, connection, transport)
+        else:
+            make(connection, transport)
+
+    monkeypatch.setattr(Connection, "connection_made", made_late)
+    with (
+        running_server() as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=30) as client,
+    ):
+        assert accepted.wait(30)
+        server.app.service.draining = server.server.should_exit = True
+        assert client.recv(1) == b""
 
 
 def test_while_it_loads() -> None:
